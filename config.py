@@ -1,0 +1,239 @@
+"""Settings. Edit a value here, or give it for one run: `python train.py --num_epochs 5`.
+
+Every setting is one line: name, value, meaning. `load` checks them all against _LIMITS and returns them as one
+immutable namedtuple, whose fields are the names in lower case; no other module reads the constants themselves.
+"""
+
+import argparse
+import collections
+import difflib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+# --- Model
+MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id or local folder
+NUM_LABELS = 2  # number of classes; labels are 0 .. NUM_LABELS - 1
+ATTENTION_LAYERS = [0]  # layers whose attention weights (q, k, v, out) are selected, from 0; "all" for every layer
+ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in place of ATTENTION_LAYERS; "" = off
+
+# --- Data
+DATASET_NAME = "glue"  # "glue", a hub id, or a local folder or file (.tsv, .csv, .jsonl, .parquet)
+DATASET_CONFIG = "sst2"  # GLUE task or configuration of a hub data set; "" = none; local data ignore it
+TEXT_COLUMNS = []  # one or two columns of text; [] = those of the GLUE task, else the one named sentence or text
+LABEL_COLUMN = "label"  # column of the labels
+TRAIN_SIZE = 100  # training examples, drawn with SEED; 0 = all of them
+EVAL_SIZE = 50  # evaluation examples, drawn with SEED from the validation split; 0 = all of them
+MAX_LENGTH = 128  # longest input in tokens; what is longer is cut
+
+# --- Training
+NUM_EPOCHS = 3  # passes over the training examples
+BATCH_SIZE = 8  # examples per step
+LEARNING_RATE = 5e-5  # AdamW learning rate at the start, decays linearly to 0
+WEIGHT_DECAY = 0.01  # AdamW weight decay; 0 = off
+SEED = 42  # draws splits, head, data order, dropout and shots; another seed, another run
+DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "cuda"
+
+# --- Quantum update
+UPDATE_RULE = "quantum"  # what the selected weights get: "quantum", or "classical" for AdamW as all others (off)
+QUANTUM_OPTIMIZER = "sgd"  # "sgd": w -= QUANTUM_LEARNING_RATE * measured gradient; "adamw": AdamW steps on it
+QUANTUM_LEARNING_RATE = 0.01  # learning rate of "sgd", constant over the run
+CIRCUIT = "graph"  # circuit by name: graph, product (no entangler), chain, literal, or one you add
+NUM_QUBITS = 5  # qubits per circuit = weights per circuit
+SHOTS = 1000  # measurements per circuit; more shots, less noise
+ENTANGLING_ANGLE = math.pi / 4  # angle of the ring of RZZ gates in "graph", radians; 0 = no entanglement
+NORMALIZATION = "group"  # scale of the encoding, max |gradient| of: "group" (one circuit) or "tensor" (one weight)
+BACKEND = "aer"  # where the circuits run: "aer" (simulator)
+
+# --- Output
+RESULTS_DIR = "results"  # run folders go here
+SAMPLE_SENTENCES = ["A moving and often funny film.", "The plot is dull, the cast is not."]  # for attention maps
+
+# What is allowed: (kind, lowest, highest), or (kind, value, value, ...), or (kind,).
+_LIMITS = {
+    "MODEL_NAME": ("text",),
+    "NUM_LABELS": ("a whole number", 2, 1000),
+    "ATTENTION_LAYERS": ('"all" or a list of whole numbers', 0, 999),
+    "ATTENTION_PATTERN": ("a regular expression or empty",),
+    "DATASET_NAME": ("text",),
+    "DATASET_CONFIG": ("text or empty",),
+    "TEXT_COLUMNS": ("a list of texts", 0, 2),
+    "LABEL_COLUMN": ("text",),
+    "TRAIN_SIZE": ("a whole number", 0, 10**9),
+    "EVAL_SIZE": ("a whole number", 0, 10**9),
+    "MAX_LENGTH": ("a whole number", 4, 100_000),
+    "NUM_EPOCHS": ("a whole number", 1, 10_000),
+    "BATCH_SIZE": ("a whole number", 1, 100_000),
+    "LEARNING_RATE": ("a number", 0, 10),
+    "WEIGHT_DECAY": ("a number", 0, 10),
+    "SEED": ("a whole number", 0, 2**32 - 1),
+    "DEVICE": ("one of", "auto", "cpu", "cuda"),
+    "UPDATE_RULE": ("one of", "quantum", "classical"),
+    "QUANTUM_OPTIMIZER": ("one of", "sgd", "adamw"),
+    "QUANTUM_LEARNING_RATE": ("a number", 0, 1000),
+    "CIRCUIT": ("text",),
+    "NUM_QUBITS": ("a whole number", 1, 10),
+    "SHOTS": ("a whole number", 1, 10**7),
+    "ENTANGLING_ANGLE": ("a number", 0, math.nextafter(math.pi / 2, 0)),
+    "NORMALIZATION": ("one of", "group", "tensor"),
+    "BACKEND": ("one of", "aer"),
+    "RESULTS_DIR": ("text",),
+    "SAMPLE_SENTENCES": ("a list of texts", 0, 20),
+}
+
+# Number of classes of each GLUE task that is a classification (stsb is a regression).
+_GLUE_LABELS = {"cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "mnli": 3, "qnli": 2, "rte": 2, "wnli": 2}
+
+Settings = collections.namedtuple("Settings", [name.lower() for name in _LIMITS])
+
+
+def load(argv=()):
+    """The settings of this run: the constants above, and over them flags such as `--num_epochs 5`.
+
+    argv: list of str, the command line without the program's name. Returns a Settings namedtuple; lists become tuples.
+    Raises ValueError, in one line naming the setting, its value and what is allowed. `--help` prints and exits.
+    """
+    values = {name: value for name, value in globals().items() if name.isupper() and not name.startswith("_")}
+    for name in values.keys() - _LIMITS.keys():
+        raise ValueError(f"{name} = {values[name]!r}: unknown setting in config.py{_nearest(name, _LIMITS)}")
+    for name in _LIMITS.keys() - values.keys():
+        raise ValueError(f"{name} is missing from config.py: allowed is {_allowed(name)}")
+    given = _parser().parse_args(list(argv))
+    for name, text in vars(given).items():
+        values[name.upper()] = _from_text(name.upper(), text)
+    settings = Settings(**{name.lower(): _checked(name, values[name]) for name in _LIMITS})
+    _check_together(settings)
+    return settings
+
+
+def given_flags(argv):
+    """The settings (lower-case names) that argv sets itself, as a frozenset."""
+    return frozenset(vars(_parser().parse_args(list(argv))))
+
+
+def write_atomically(path, write):
+    """Call write(temporary path) and rename the result, a file or a folder, to path: nobody ever sees half of it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
+    replaced = path.with_name(f".{path.stem}.old{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        if path.is_dir():
+            path.rename(replaced)
+        os.replace(temporary, path)
+    finally:
+        for leftover in (temporary, replaced):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def run_as_script(main, argv):
+    """Call main(argv) and exit: an error the user can mend is one line and status 2, without a traceback."""
+    try:
+        status = main(argv)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        flags = [word for word in message.split() if word.startswith("--")]
+        known = self._option_string_actions
+        hint = _nearest(flags[0], known) if flags and flags[0].rstrip(":") not in known else ""
+        raise ValueError(f"{message}{hint}; --help lists the settings")
+
+
+def _parser():
+    meanings = dict(re.findall(r"^([A-Z_]+) = .*?  # (.*)$", Path(__file__).read_text(encoding="utf-8"), re.MULTILINE))
+    parser = _OneLineParser(
+        description="Every setting of config.py is a flag for one run; lists are written a,b or as JSON.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
+    )
+    for name in _LIMITS:
+        default = globals().get(name)
+        meaning = f"{meanings.get(name, '')} [default: {json.dumps(default, default=str)}; {_allowed(name)}]"
+        parser.add_argument(f"--{name.lower()}", metavar="VALUE", help=meaning.replace("%", "%%"))
+    return parser
+
+
+def _nearest(name, names):
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _allowed(name):
+    kind, *bounds = _LIMITS[name]
+    if kind == "one of":
+        return "one of " + ", ".join(bounds)
+    if kind == "a list of texts":
+        return f"a list of {bounds[0]} to {bounds[1]} texts"
+    return f"{kind} from {bounds[0]} to {bounds[1]}" if bounds else kind
+
+
+def _from_text(name, text):
+    """A flag's text as a value of the setting's kind; what cannot be read stays text, for _checked to refuse."""
+    kind = _LIMITS[name][0]
+    try:
+        if kind == "a whole number":
+            return int(text)
+        if kind == "a number":
+            return float(text)
+        if "list" in kind and text != "all":
+            items = json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
+            return [int(item) for item in items] if "whole numbers" in kind else items
+    except ValueError:
+        pass
+    return text
+
+
+def _checked(name, value):
+    kind, *bounds = _LIMITS[name]
+    refused = ValueError(f"{name} = {value!r}: allowed is {_allowed(name)}")
+    if kind == "one of":
+        valid = isinstance(value, str) and value in bounds
+    elif kind == "a whole number":
+        valid = type(value) is int and bounds[0] <= value <= bounds[1]
+    elif kind == "a number":
+        valid = type(value) in (int, float) and math.isfinite(value) and bounds[0] <= value <= bounds[1]
+    elif kind == "a list of texts":
+        valid = isinstance(value, list | tuple) and bounds[0] <= len(value) <= bounds[1]
+        valid = valid and all(isinstance(item, str) and item.strip() for item in value)
+    elif "list of whole numbers" in kind:
+        valid = isinstance(value, list | tuple) and all(type(item) is int for item in value)
+        valid = valid and len(value) == len(set(value)) > 0 and bounds[0] <= min(value) <= max(value) <= bounds[1]
+        valid = valid or value == "all"
+    else:
+        valid = isinstance(value, str) and "\0" not in value and bool(value.strip() or "empty" in kind)
+    if valid and "regular expression" in kind:
+        try:
+            re.compile(value)
+        except re.error:
+            valid = False
+    if not valid:
+        raise refused
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check_together(settings):
+    """Rules that join two settings."""
+    task = settings.dataset_config
+    if settings.attention_pattern and settings.attention_layers != "all":
+        raise ValueError(
+            f"ATTENTION_LAYERS = {list(settings.attention_layers)!r} contradicts ATTENTION_PATTERN = "
+            f'{settings.attention_pattern!r}, which selects by name: allowed with it is only ATTENTION_LAYERS = "all"'
+        )
+    if settings.dataset_name in ("glue", "nyu-mll/glue"):
+        if task not in _GLUE_LABELS:
+            raise ValueError(f"DATASET_CONFIG = {task!r}: allowed with GLUE is one of {', '.join(_GLUE_LABELS)}")
+        if settings.num_labels != _GLUE_LABELS[task]:
+            raise ValueError(f"NUM_LABELS = {settings.num_labels}: allowed with GLUE {task} is {_GLUE_LABELS[task]}")

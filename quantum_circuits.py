@@ -1,0 +1,442 @@
+"""The quantum update: gradient -> rotation angles -> circuits -> measured gradient -> update of the weights.
+
+A gradient g is cut into groups of n weights, one circuit of n qubits each. With s = max |g| of the group:
+
+    encode    x = g / s in [-1, 1],   theta = arcsin(r x)                 (radians, r = encoding range of the circuit)
+    measure   e_i = (ones_i - zeros_i) / shots                            an unbiased estimate of -<Z_i>
+    decode    estimate = s R^-1 e,    R = d(-<Z>)/dx at x = 0             response matrix
+    update    learning_rate * estimate
+
+For the `graph` circuit -<Z_i> = x_i cos(phi)^deg(i) exactly, for every x in [-1, 1], so R is diagonal and
+E[update] = learning_rate * g: a stochastic gradient step whose only error is shot noise, with
+Var(estimate_i) = s^2 (R^-1 Sigma(x) R^-T)_ii / shots. `python quantum_circuits.py` shows all of this per circuit.
+
+Bit order is little-endian throughout: qubit i is bit i of an outcome and carries weight i of its group.
+"""
+
+import math
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from qiskit import QuantumCircuit, transpile
+from qiskit.circuit import ParameterVector
+from qiskit.circuit.library import HGate, SXdgGate, SXGate
+from qiskit.quantum_info import Operator, Statevector, partial_trace
+from qiskit_aer.quantum_info.states.aer_state import AerState
+
+# Groups that Aer simulates at once, and that share one random stream: part of what a seed means, so never change it.
+CHUNK_GROUPS = 2**9
+# Aer's kernel for diagonals is five times slower per amplitude beyond this many qubits.
+DIAGONAL_QUBITS = 11
+# A circuit that answers more weakly, or less evenly, than this multiplies the shot noise a thousandfold: refused.
+SMALLEST_RESPONSE = 1e-3
+LARGEST_CONDITION = 1e3
+
+
+# --- Circuits. Each is a function (angles, entangling_angle) -> QuantumCircuit, without measurements. -----------------
+
+
+def graph(angles, entangling_angle):
+    """Superposition, a ring of RZZ(phi), then the encoding RY(theta_i): a weighted graph state, read off one axis.
+
+    RZZ commutes with Z and turns <X_i> = 1 of the |+> state into cos(phi)^deg(i) (Hein et al., quant-ph/0602096,
+    section 3 for weighted graph states); RY(theta) measures -Z as X sin(theta) - Z cos(theta). Hence
+    -<Z_i> = sin(theta_i) cos(phi)^deg(i), whatever the other angles are.
+    """
+    circuit = QuantumCircuit(len(angles), name="graph")
+    circuit.h(circuit.qubits)
+    for a, b in ring(len(angles)):
+        circuit.rzz(entangling_angle, a, b)
+    for qubit, angle in enumerate(angles):
+        circuit.ry(angle, qubit)
+    return circuit
+
+
+def product(angles, entangling_angle):
+    """`graph` without its entangler: the control that keeps the noise independent. -<Z_i> = sin(theta_i)."""
+    circuit = QuantumCircuit(len(angles), name="product")
+    circuit.h(circuit.qubits)
+    for qubit, angle in enumerate(angles):
+        circuit.ry(angle, qubit)
+    return circuit
+
+
+def chain(angles, entangling_angle):
+    """H, RY(theta), a chain of CX, RY(theta / 2): data re-uploading (Perez-Salinas et al., Quantum 4, 226, 2020).
+
+    -<Z_j> = +-cos(theta_j / 2) sin(theta_0) ... sin(theta_j) + sin(theta_j / 2) cos(theta_j) cos(theta_j+1) for j > 0
+    is linear near 0 only; up to |sin(theta)| = 0.4 the second term wins and every sign is right.
+    """
+    circuit = QuantumCircuit(len(angles), name="chain")
+    circuit.h(circuit.qubits)
+    for qubit, angle in enumerate(angles):
+        circuit.ry(angle, qubit)
+    for qubit in range(len(angles) - 1):
+        circuit.cx(qubit, qubit + 1)
+    for qubit, angle in enumerate(angles):
+        circuit.ry(angle / 2, qubit)
+    return circuit
+
+
+def literal(angles, entangling_angle):
+    """H, a chain of CX, RY(theta): the method as its words are often coded.
+
+    CX maps |++> to itself, so the CX gates do nothing and the state is a product: nothing is entangled.
+    """
+    circuit = QuantumCircuit(len(angles), name="literal")
+    circuit.h(circuit.qubits)
+    for qubit in range(len(angles) - 1):
+        circuit.cx(qubit, qubit + 1)
+    for qubit, angle in enumerate(angles):
+        circuit.ry(angle, qubit)
+    return circuit
+
+
+# Name -> (function, encoding range r: the largest |sin(theta)| used). To add a circuit, add its function and a row.
+CIRCUITS = {"graph": (graph, 1.0), "product": (product, 1.0), "chain": (chain, 0.4), "literal": (literal, 1.0)}
+
+
+def ring(num_qubits):
+    """Edges of a ring: one for 2 qubits, none for 1."""
+    if num_qubits < 3:
+        return [(0, 1)] if num_qubits == 2 else []
+    return [(qubit, (qubit + 1) % num_qubits) for qubit in range(num_qubits)]
+
+
+class Ansatz(NamedTuple):
+    """A circuit ready for use. n is the number of qubits.
+
+    circuit: QuantumCircuit with n angle parameters `angles` (ParameterVector, radians), no measurements.
+    encoding_range: r of theta = arcsin(r x).  response: R, float64 (n, n).  inverse: R^-1, float64 (n, n).
+    """
+
+    circuit: QuantumCircuit
+    angles: ParameterVector
+    encoding_range: float
+    response: np.ndarray
+    inverse: np.ndarray
+
+
+def build_ansatz(name, num_qubits, entangling_angle):
+    """The circuit `name` on num_qubits qubits; entangling_angle in radians, for circuits that use it.
+
+    Raises ValueError for an unknown name, a circuit that cannot be batched, and a response that cannot be inverted.
+    """
+    if name not in CIRCUITS:
+        raise ValueError(f"CIRCUIT = {name!r}: allowed is one of {', '.join(CIRCUITS)}")
+    function, encoding_range = CIRCUITS[name]
+    angles = ParameterVector("θ", num_qubits)
+    circuit = function(angles, entangling_angle)
+    response = response_matrix(circuit, angles, encoding_range)
+    singular = np.linalg.svd(response, compute_uv=False)
+    if singular[-1] < SMALLEST_RESPONSE or singular[0] > LARGEST_CONDITION * singular[-1]:
+        raise ValueError(
+            f"CIRCUIT = {name!r} with NUM_QUBITS = {num_qubits} and ENTANGLING_ANGLE = {entangling_angle:.6g}: "
+            f"its response cannot be inverted, the singular values are {singular[0]:.2g} to {singular[-1]:.2g}; "
+            f"allowed is a smallest one of {SMALLEST_RESPONSE:g} and a condition number of {LARGEST_CONDITION:g}"
+        )
+    return Ansatz(circuit, angles, encoding_range, response, np.linalg.inv(response))
+
+
+def response_matrix(circuit, angles, encoding_range):
+    """R_ij = d(-<Z_i>)/dx_j at x = 0, float64 (n, n), from exact states by the parameter-shift rule.
+
+    Every gate that carries data is a rotation exp(-i a P / 2), so the derivative with respect to its own angle a is
+    (f(a + pi/2) - f(a - pi/2)) / 2 (Mitarai et al., PRA 98, 032309, 2018; Schuld et al., PRA 99, 032331, 2019), and the
+    chain rule adds da/dtheta_j and dtheta/dx = encoding_range at 0.
+    """
+    response = np.zeros((len(angles), len(angles)))
+    for position, instruction in enumerate(circuit.data):
+        if not instruction.is_parameterized():
+            continue
+        constant, slopes = linear_angle(instruction.operation, angles)
+        means = []
+        for shift in (math.pi / 2, -math.pi / 2):
+            shifted = circuit.copy_empty_like()
+            for index, other in enumerate(circuit.data):
+                operation = other.operation
+                if index == position:
+                    operation = type(operation)(constant + shift)
+                shifted.append(operation, other.qubits)
+            state = Statevector(shifted.assign_parameters(dict.fromkeys(shifted.parameters, 0.0)))
+            means.append(state.probabilities() @ minus_z(len(angles)))
+        response += np.outer((means[0] - means[1]) / 2, slopes) * encoding_range
+    return response
+
+
+def linear_angle(operation, angles):
+    """(constant, slopes): the angle of a rotation as constant + slopes @ theta; ValueError where it is not one."""
+    if operation.name not in ("rx", "ry", "rz", "rzz"):
+        raise ValueError(f"gate {operation.name!r} carries an angle: allowed is one of rx, ry, rz, rzz")
+    angle = operation.params[0]
+    used = dict.fromkeys(angle.parameters, 0.0)
+    try:
+        constant = float(angle.bind(used))
+        slopes = [float(angle.gradient(parameter)) if parameter in used else 0.0 for parameter in angles]
+    except TypeError:
+        raise ValueError(f"angle {angle} of a gate {operation.name}: allowed are linear functions of theta") from None
+    return constant, np.array(slopes)
+
+
+def outcome_bits(num_qubits):
+    """Bits of every outcome, uint8 (2^n, n), little-endian: column i is qubit i."""
+    return ((np.arange(2**num_qubits)[:, None] >> np.arange(num_qubits)) & 1).astype(np.uint8)
+
+
+def minus_z(num_qubits):
+    """Eigenvalues of -Z_i for every outcome, float64 (2^n, n): +1 where bit i is one, -1 where it is zero."""
+    return 2.0 * outcome_bits(num_qubits) - 1.0
+
+
+def outcome_probabilities(ansatz, x):
+    """Exact distribution of the outcomes for one group x, float64 (n,), by qiskit's Statevector: float64 (2^n,)."""
+    theta = np.arcsin(ansatz.encoding_range * np.asarray(x, dtype=np.float64))
+    return Statevector(ansatz.circuit.assign_parameters({ansatz.angles: theta})).probabilities()
+
+
+def noise_covariance(probabilities):
+    """Sigma(x): covariance of the -Z_i in one shot, float64 (n, n), from the outcome distribution (2^n,)."""
+    eigenvalues = minus_z(int(math.log2(len(probabilities))))
+    centred = eigenvalues - probabilities @ eigenvalues
+    return (centred * probabilities[:, None]).T @ centred
+
+
+def meyer_wallach(ansatz, x):
+    """Global entanglement Q in [0, 1] of the state for group x (Meyer & Wallach, J. Math. Phys. 43, 4273, 2002).
+
+    Q = 2 (1 - mean purity of the single-qubit states) (Brennen, QIC 3, 619, 2003); 0 exactly for product states.
+    """
+    theta = np.arcsin(ansatz.encoding_range * np.asarray(x, dtype=np.float64))
+    state = Statevector(ansatz.circuit.assign_parameters({ansatz.angles: theta}))
+    n = state.num_qubits
+    purities = [partial_trace(state, [q for q in range(n) if q != kept]).purity().real for kept in range(n)]
+    return 2 * (1 - float(np.mean(purities)))
+
+
+def cost(numel, num_qubits, shots):
+    """(circuits, shots) that one update of a weight with numel entries takes."""
+    circuits = -(-numel // num_qubits)
+    return circuits, circuits * shots
+
+
+# --- The Aer engine ---------------------------------------------------------------------------------------------------
+
+
+class AerBackend:
+    """Aer's statevector simulator with the batch as an address register.
+
+    9 extra qubits in uniform superposition index 2^9 groups. A rotation whose angle differs from group to group is
+    then one diagonal over address and data qubits between basis changes, RY(t) = SX^-1 RZ(t) SX. Aer computes the
+    state; |amplitude|^2, one row per address, normalised by row, is every group's exact distribution. The shots are
+    drawn from it (multinomial): what measuring gives, at a hundredth of the cost of Aer's own counts.
+    """
+
+    name = "aer"
+
+    def __init__(self, ansatz):
+        self.ansatz = ansatz
+        self.minus_z = minus_z(ansatz.circuit.num_qubits)
+        self.start, self.steps = compile_batched(ansatz)
+
+    def probabilities(self, theta):
+        """Exact outcome distributions, float64 (groups, 2^n), for angles theta, float64 (groups, n), radians.
+
+        groups is at most CHUNK_GROUPS.
+        """
+        groups, n = theta.shape
+        padded = np.zeros((CHUNK_GROUPS, n))
+        padded[:groups] = theta
+        # Amplitudes lack the factor 2^(-9/2) of the superposition, which the normalisation below would take out again.
+        amplitudes = np.tile(self.start, CHUNK_GROUPS)
+        # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits one core's cache.
+        state = AerState(method="statevector", fusion_enable=False, max_parallel_threads=1)
+        state.initialize(amplitudes, copy=False)
+        address = list(range(n, n + CHUNK_GROUPS.bit_length() - 1))
+        for qubits, matrix, constants, slopes in self.steps:
+            if matrix is not None:
+                state.apply_unitary(qubits, matrix)
+            else:
+                state.apply_diagonal(qubits + address, np.exp(1j * (padded @ slopes + constants)).reshape(-1))
+        state.flush()
+        final = state.move_to_ndarray()
+        distribution = (final.real**2 + final.imag**2).reshape(CHUNK_GROUPS, 2**n)[:groups]
+        state.close()
+        return distribution / distribution.sum(axis=1, keepdims=True)
+
+    def measure(self, theta, shots, generator):
+        """Measured means e = (ones - zeros) / shots, float64 (groups, n), for at most CHUNK_GROUPS groups.
+
+        theta: float64 (groups, n), radians. generator: the numpy.random.Generator that draws the shots.
+        """
+        return generator.multinomial(shots, self.probabilities(theta)) @ self.minus_z / shots
+
+
+def compile_batched(ansatz):
+    """(start, steps): the state every group begins with, complex (2^n,), and the steps after it.
+
+    A step is (qubits, matrix, None, None), a fixed gate, or (qubits, None, constants, slopes), a diagonal with phases
+    theta @ slopes + constants (radians), slopes (n, 2^k), constants (2^k,), for the 2^k basis states of its k qubits.
+    """
+    start, steps = QuantumCircuit(ansatz.circuit.num_qubits), []
+    for qubits, gate, rotation in lowered(ansatz):
+        if rotation is None and not any(set(qubits) & set(other) for other, _, _ in steps):
+            start.append(gate, qubits)  # no data before it: the same for every group
+        elif rotation is None or not merged_into_earlier(steps, qubits, rotation):
+            steps.append((qubits, gate, [] if rotation is None else [(qubits, *rotation)]))
+    return Statevector(start).data, [finished_step(*step) for step in steps]
+
+
+def lowered(ansatz):
+    """The circuit as a list of (qubits, gate, None), and (qubits, None, (constant, slopes)) for RZ and RZZ."""
+    basis_changes = {"rx": (HGate(), HGate()), "ry": (SXGate(), SXdgGate())}
+    operations = []
+    for instruction in ansatz.circuit.data:
+        qubits = [ansatz.circuit.find_bit(qubit).index for qubit in instruction.qubits]
+        gate = instruction.operation
+        if not instruction.is_parameterized():
+            operations.append((qubits, gate, None))
+            continue
+        before, after = basis_changes.get(gate.name, (None, None))
+        operations += [(qubits, before, None)] * (before is not None)
+        operations.append((qubits, None, linear_angle(gate, ansatz.angles)))
+        operations += [(qubits, after, None)] * (after is not None)
+    return operations
+
+
+def merged_into_earlier(steps, qubits, rotation):
+    """Put a rotation into the last diagonal it can reach past gates on other qubits; False where there is none."""
+    for index in reversed(range(len(steps))):
+        other, gate, rotations = steps[index]
+        joined = sorted({*other, *qubits})
+        if gate is None and len(joined) + CHUNK_GROUPS.bit_length() - 1 <= DIAGONAL_QUBITS:
+            steps[index] = (joined, None, [*rotations, (qubits, *rotation)])
+            return True
+        if gate is not None and set(other) & set(qubits):
+            return False
+    return False
+
+
+def finished_step(qubits, gate, rotations):
+    """A step of compile_batched: the gate's matrix, or the phases -angle/2 * (+1 or -1, the parity of the qubits)."""
+    if gate is not None:
+        return qubits, Operator(gate).data, None, None
+    bits = outcome_bits(len(qubits))
+    constants, slopes = 0.0, 0.0
+    for turned, constant, slope in rotations:
+        parity = 1 - 2.0 * (bits[:, [qubits.index(qubit) for qubit in turned]].sum(axis=1) % 2)
+        constants = constants - parity / 2 * constant
+        slopes = slopes - np.outer(slope, parity / 2)
+    return qubits, None, constants, slopes
+
+
+# --- The update rule --------------------------------------------------------------------------------------------------
+
+
+class Cost(NamedTuple):
+    """What an update took: circuits run, shots measured, and seconds of wall time."""
+
+    circuits: int
+    shots: int
+    seconds: float
+
+
+def encode(values, num_qubits, scale=None):
+    """(x, s): x = g / s in [-1, 1], float64 (groups, n), tail padded with zeros, and s, float64 (groups, 1).
+
+    values: float64 (m,), a stretch of the gradient. s is max |g| of each group, or `scale` for all of them.
+    """
+    groups = np.zeros((-(-len(values) // num_qubits), num_qubits))
+    groups.reshape(-1)[: len(values)] = values
+    if scale is None:
+        scale = np.abs(groups).max(axis=1, keepdims=True)
+    scale = np.broadcast_to(scale, (len(groups), 1))
+    return groups / np.where(scale > 0, scale, 1.0), scale
+
+
+def decode(means, scale, inverse):
+    """The measured gradient s R^-1 e, float64 (groups, n). means: e (groups, n). A group with s = 0 gets zeros."""
+    return np.where(scale > 0, scale * (means @ inverse.T), 0.0)
+
+
+def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, normalization="group"):
+    """The update of one weight tensor, learning_rate * (gradient as measured), to be subtracted from the weights.
+
+    gradient: torch tensor, any shape, floating dtype and device; left untouched.
+    backend: engine that measures the circuits, e.g. AerBackend(build_ansatz("graph", 5, math.pi / 4)).
+    learning_rate: float; 1.0 returns the measured gradient itself.  shots: int, measurements per circuit.
+    seed: (run seed, step, tensor index), ints in 0 .. 2^32 - 1: no two draws of a run may share it.
+    normalization: "group" or "tensor", the max |g| that scales the encoding.
+
+    Returns (update, Cost); update has the shape, dtype and device of gradient and is a function of the arguments alone.
+    Raises FloatingPointError for a gradient or update that is not finite, ValueError for other bad arguments.
+    """
+    started = time.perf_counter()
+    if not gradient.is_floating_point():
+        raise ValueError(f"gradient has dtype {gradient.dtype}: allowed are floating point dtypes")
+    if normalization not in ("group", "tensor"):
+        raise ValueError(f"NORMALIZATION = {normalization!r}: allowed is one of group, tensor")
+    flat = gradient.detach().reshape(-1).cpu()
+    if not torch.isfinite(flat).all():
+        raise FloatingPointError("the gradient is not finite")
+    ansatz, n = backend.ansatz, backend.ansatz.circuit.num_qubits
+    scale = float(flat.abs().max()) if normalization == "tensor" and flat.numel() else None
+    update = torch.empty_like(flat)
+    stretch = CHUNK_GROUPS * n
+    for chunk, first in enumerate(range(0, flat.numel(), stretch)):
+        values = flat[first : first + stretch].double().numpy()
+        x, scales = encode(values, n, scale)
+        generator = np.random.default_rng(np.random.SeedSequence((*seed, chunk)))
+        means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, generator)
+        estimate = decode(means, scales, ansatz.inverse)
+        update[first : first + stretch] = torch.from_numpy(learning_rate * estimate.reshape(-1)[: len(values)])
+    if not torch.isfinite(update).all():
+        raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
+    update = update.reshape(gradient.shape).to(gradient.device)
+    return update, Cost(*cost(flat.numel(), n, shots), time.perf_counter() - started)
+
+
+# --- What the circuits are: `python quantum_circuits.py` --------------------------------------------------------------
+
+
+def describe(name, ansatz, shots):
+    """Lines of text about a circuit: what is drawn, how it answers, how it is entangled, and what it costs."""
+    n = ansatz.circuit.num_qubits
+    uniform = np.random.default_rng(0).uniform(-1, 1, (100, n))
+    entanglement = np.mean([meyer_wallach(ansatz, x) for x in uniform])
+    covariances = [noise_covariance(outcome_probabilities(ansatz, x)) for x in uniform]
+    correlation = max(np.abs(c / np.sqrt(np.outer(np.diag(c), np.diag(c))) - np.eye(n)).max() for c in covariances)
+    spread = np.sqrt(np.mean([np.diag(ansatz.inverse @ c @ ansatz.inverse.T) for c in covariances]) / shots)
+    native = transpile(ansatz.circuit, basis_gates=["cx", "rz", "sx", "x"], seed_transpiler=0, optimization_level=1)
+    circuits, total = cost(768 * 768, n, shots)
+    response = np.array2string(np.round(ansatz.response, 9) + 0.0, precision=3, prefix="  response R       ")
+    return (
+        f"{name}: {n} qubits\n"
+        f"  response R       {response}\n"
+        f"  condition        {np.linalg.cond(ansatz.response):.3g}, encoding range {ansatz.encoding_range}\n"
+        f"  entanglement     Meyer-Wallach Q = {entanglement:.3f}, mean over 100 random groups\n"
+        f"  shot noise       {spread:.3f} max |g| per weight at {shots} shots, correlations up to {correlation:.2f}\n"
+        f"  depth            {native.depth()}, {native.count_ops().get('cx', 0)} CX, as rz, sx, x and cx gates\n"
+        f"  cost             a 768 x 768 weight: {circuits:,} circuits, {total:,} shots per step\n"
+    )
+
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+
+    import config
+
+    def main(argv):
+        settings = config.load(argv)
+        folder = Path(settings.results_dir) / "circuits"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in CIRCUITS:
+            ansatz = build_ansatz(name, settings.num_qubits, settings.entangling_angle)
+            print(describe(name, ansatz, settings.shots))
+            figure = ansatz.circuit.draw("mpl", fold=-1)
+            config.write_atomically(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150))
+        print(f"drawings: {folder}")
+
+    config.run_as_script(main, sys.argv[1:])

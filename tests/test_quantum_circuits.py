@@ -1,0 +1,345 @@
+"""The update rule against closed forms, qiskit's Statevector, and plain Aer runs circuit by circuit."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from qiskit import QuantumCircuit, transpile
+from qiskit_aer import AerSimulator
+
+import quantum_circuits as qc
+
+PHI = math.pi / 4
+
+
+def make_backend(name="graph", num_qubits=5, phi=PHI):
+    return qc.AerBackend(qc.build_ansatz(name, num_qubits, phi))
+
+
+def exact_means(backend, x):
+    theta = np.arcsin(backend.ansatz.encoding_range * x)
+    return backend.probabilities(theta) @ qc.minus_z(x.shape[1])
+
+
+def update_of(gradient, backend=None, *, learning_rate=0.01, shots=1000, seed=(0, 0, 0), normalization="group"):
+    backend = backend or make_backend()
+    return qc.quantum_parameter_update(
+        gradient, backend, learning_rate=learning_rate, shots=shots, seed=seed, normalization=normalization
+    )
+
+
+def random_groups(rows, columns, seed=0):
+    x = np.random.default_rng(seed).uniform(-1, 1, (rows, columns))
+    x[0], x[1] = 1.0, -1.0  # the ends of the range, where arcsin is steepest
+    return x
+
+
+# --- Expectations
+
+
+@pytest.mark.parametrize("num_qubits", range(1, 7))
+@pytest.mark.parametrize("phi", [0.0, 0.3, PHI, 1.4])
+def test_graph_means_are_the_closed_form(num_qubits, phi):
+    degree = np.zeros(num_qubits)
+    for edge in qc.ring(num_qubits):
+        degree[list(edge)] += 1
+    x = random_groups(40, num_qubits)
+    expected = x * math.cos(phi) ** degree
+    np.testing.assert_allclose(exact_means(make_backend("graph", num_qubits, phi), x), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_qubits", range(1, 7))
+@pytest.mark.parametrize("name", ["product", "literal"])
+def test_product_states_answer_with_x_itself(name, num_qubits):
+    x = random_groups(40, num_qubits)
+    np.testing.assert_allclose(exact_means(make_backend(name, num_qubits), x), x, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("num_qubits", "edges"), [(1, 0), (2, 1), (3, 3), (5, 5)])
+def test_ring_has_no_double_edges(num_qubits, edges):
+    assert len({frozenset(edge) for edge in qc.ring(num_qubits)}) == len(qc.ring(num_qubits)) == edges
+
+
+@pytest.mark.parametrize("name", qc.CIRCUITS)
+@pytest.mark.parametrize("num_qubits", [1, 2, 3, 5, 6])
+def test_batched_aer_agrees_with_statevector(name, num_qubits):
+    backend = make_backend(name, num_qubits, 0.7)
+    x = random_groups(12, num_qubits)
+    batched = backend.probabilities(np.arcsin(backend.ansatz.encoding_range * x))
+    single = [qc.outcome_probabilities(backend.ansatz, row) for row in x]
+    np.testing.assert_allclose(batched, single, rtol=0, atol=1e-12)
+
+
+def test_batched_aer_agrees_with_statevector_for_every_gate_that_may_carry_data(monkeypatch):
+    def mixed(angles, entangling_angle):
+        circuit = QuantumCircuit(3)
+        circuit.rx(0.4, 0)
+        circuit.h([1, 2])
+        circuit.rz(angles[0] / 3 + 0.2, 1)
+        circuit.rzz(angles[0] - 2 * angles[1], 0, 2)
+        circuit.cx(1, 2)
+        circuit.rx(angles[1] + angles[2], 2)
+        circuit.ry(angles[2], 0)
+        circuit.ry(-angles[0], 1)
+        circuit.ry(angles[1], 0)
+        return circuit
+
+    monkeypatch.setitem(qc.CIRCUITS, "mixed", (mixed, 0.5))
+    angles = qc.ParameterVector("t", 3)
+    circuit = mixed(angles, PHI)
+    ansatz = qc.Ansatz(circuit, angles, 0.5, qc.response_matrix(circuit, angles, 0.5), np.eye(3))
+    x = random_groups(20, 3)
+    batched = qc.AerBackend(ansatz).probabilities(np.arcsin(0.5 * x))
+    np.testing.assert_allclose(batched, [qc.outcome_probabilities(ansatz, row) for row in x], rtol=0, atol=1e-12)
+    step = 1e-5
+    shifts = [qc.outcome_probabilities(ansatz, s * step * np.eye(3)[j]) for j in range(3) for s in (1, -1)]
+    means = (np.array(shifts) @ qc.minus_z(3)).reshape(3, 2, 3)
+    np.testing.assert_allclose(ansatz.response, ((means[:, 0] - means[:, 1]) / (2 * step)).T, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", qc.CIRCUITS)
+def test_engine_agrees_with_plain_aer_run_by_run(name):
+    shots = 20_000
+    backend = make_backend(name, 3)
+    x = random_groups(6, 3)
+    measured = backend.measure(np.arcsin(backend.ansatz.encoding_range * x), shots, np.random.default_rng(1))
+    simulator = AerSimulator()
+    for row, engine in zip(x, measured, strict=True):
+        theta = np.arcsin(backend.ansatz.encoding_range * row)
+        circuit = backend.ansatz.circuit.assign_parameters({backend.ansatz.angles: theta})
+        circuit.measure_all()
+        counts = simulator.run(transpile(circuit, simulator), shots=shots, seed_simulator=7).result().get_counts()
+        # qiskit prints the highest qubit first, so character -1-i is qubit i
+        plain = [sum(c * (1 if bits[-1 - i] == "1" else -1) for bits, c in counts.items()) / shots for i in range(3)]
+        z = np.array(plain)
+        assert np.all(np.abs(engine - z) <= 5 * np.sqrt(2 * (1 - z**2) / shots) + 5 / shots)
+
+
+# --- Response, entanglement, noise
+
+
+def test_response_of_graph_and_chain():
+    np.testing.assert_allclose(qc.build_ansatz("graph", 5, 0.6).response, np.eye(5) * math.cos(0.6) ** 2, atol=1e-12)
+    expected = 0.4 * np.diag([1.5, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(qc.build_ansatz("chain", 4, 0.6).response, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_qubits", [2, 3, 5])
+def test_every_sign_of_chain_is_right_over_its_encoding_range(num_qubits):
+    x = random_groups(500, num_qubits)
+    x[:250] = np.sign(x[:250])  # corners, where the products of sines are largest
+    means = exact_means(make_backend("chain", num_qubits), x)
+    assert np.all(np.sign(means) == np.sign(x))
+
+
+def test_circuits_that_cannot_be_decoded_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"CIRCUIT = 'graph' .* ENTANGLING_ANGLE = 1\.57.*response cannot be inverted"):
+        qc.build_ansatz("graph", 3, math.pi / 2 - 1e-6)
+    with pytest.raises(ValueError, match="CIRCUIT = 'spiral': allowed is one of graph, product, chain, literal"):
+        qc.build_ansatz("spiral", 3, 0.1)
+    for gate, match in (("u1", "allowed is one of rx, ry, rz, rzz"), ("square", "linear functions")):
+
+        def bad(angles, _, gate=gate):
+            circuit = QuantumCircuit(1)
+            circuit.p(angles[0], 0) if gate == "u1" else circuit.ry(angles[0] * angles[0], 0)
+            return circuit
+
+        monkeypatch.setitem(qc.CIRCUITS, "bad", (bad, 1.0))
+        with pytest.raises(ValueError, match=match):
+            qc.build_ansatz("bad", 1, 0.1)
+
+
+def test_entanglement_of_each_circuit():
+    rng = np.random.default_rng(3)
+    for x in rng.uniform(-1, 1, (10, 5)):
+        for name in ("product", "literal"):
+            assert abs(qc.meyer_wallach(qc.build_ansatz(name, 5, PHI), x)) < 1e-12
+        # <X_i> = cos(phi)^2 is the only non-zero Bloch component, so Q = 1 - cos(phi)^4, whatever x is.
+        assert qc.meyer_wallach(qc.build_ansatz("graph", 5, PHI), x) == pytest.approx(1 - math.cos(PHI) ** 4)
+        assert qc.meyer_wallach(qc.build_ansatz("chain", 5, PHI), x) > 1e-3
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, PHI, 1.2])
+def test_update_is_unbiased_and_its_variance_is_sigma(phi):
+    """E[update] = lr g within 5 standard errors, Var = s^2 (R^-1 Sigma R^-T)_ii / shots, at 20,000 shots."""
+    shots, repeats, n, learning_rate = 20_000, 400, 5, 0.1
+    group = torch.tensor([0.8, -0.3, 0.05, -2.0, 1.1], dtype=torch.float64)
+    backend = make_backend("graph", n, phi)
+    updates, _ = update_of(group.repeat(repeats), backend, learning_rate=learning_rate, shots=shots)
+    updates = updates.reshape(repeats, n).numpy()
+    scale = float(group.abs().max())
+    sigma = qc.noise_covariance(qc.outcome_probabilities(backend.ansatz, group.numpy() / scale))
+    inverse = backend.ansatz.inverse
+    covariance = (learning_rate * scale) ** 2 * inverse @ sigma @ inverse.T / shots
+    standard_error = np.sqrt(np.diag(covariance) / repeats)
+    assert np.all(np.abs(updates.mean(axis=0) - learning_rate * group.numpy()) <= 5 * standard_error + 1e-12)
+    error = 5 * np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)) * 2 / repeats)
+    assert np.all(np.abs(np.cov(updates.T) - covariance) <= error + 1e-18)
+
+
+def test_update_of_product_is_unbiased_for_random_gradients():
+    shots, gradient = 20_000, torch.randn(5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    update, _ = update_of(gradient, make_backend("product"), learning_rate=1.0, shots=shots)
+    scale = gradient.reshape(-1, 5).abs().max(dim=1, keepdim=True).values.expand(-1, 5).reshape(-1)
+    noise = scale * torch.sqrt((1 - (gradient / scale) ** 2) / shots)
+    pulls = ((update - gradient)[noise > 0] / noise[noise > 0]).numpy()
+    assert abs(pulls.mean()) < 5 / math.sqrt(len(pulls))
+    assert pulls.std() == pytest.approx(1, abs=5 / math.sqrt(2 * len(pulls)))
+    assert torch.allclose(update[noise == 0], gradient[noise == 0])  # the largest of a group is certain: x = +-1
+
+
+def test_noise_of_graph_is_correlated_and_of_product_is_not():
+    x = np.full(5, 0.6)
+    correlated = qc.noise_covariance(qc.outcome_probabilities(qc.build_ansatz("graph", 5, PHI), x))
+    alone = qc.noise_covariance(qc.outcome_probabilities(qc.build_ansatz("product", 5, PHI), x))
+    assert np.abs(correlated - np.diag(np.diag(correlated))).max() > 0.05
+    np.testing.assert_allclose(alone, np.diag(1 - x**2), atol=1e-12)
+
+
+def test_many_shots_give_the_gradient_back():
+    gradient = torch.randn(203, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    update, _ = update_of(gradient, learning_rate=1.0, shots=10**7)
+    assert torch.allclose(update, gradient, rtol=0, atol=5 * 2 * 3 / math.sqrt(10**7))
+
+
+def test_tensor_normalization_is_unbiased_and_noisier_for_small_entries():
+    shots = 20_000
+    gradient = torch.cat([torch.full((5,), 4.0), torch.full((995,), 0.01)]).double()
+    by_tensor, _ = update_of(gradient, learning_rate=1.0, shots=shots, normalization="tensor")
+    by_group, _ = update_of(gradient, learning_rate=1.0, shots=shots, normalization="group")
+    noise = (by_tensor - gradient)[5:].numpy()
+    assert abs(noise.mean()) <= 5 * noise.std() / math.sqrt(len(noise))
+    assert noise.std() == pytest.approx(4 * 2 / math.sqrt(shots), rel=0.2)
+    assert (by_group - gradient)[5:].abs().max() < noise.std()
+
+
+# --- The door
+
+
+def test_zero_gradient_gives_exactly_zero():
+    update, _ = update_of(torch.zeros(37, 3))
+    assert torch.count_nonzero(update) == 0
+    mixed = torch.zeros(15)
+    mixed[7] = 1.0
+    update, _ = update_of(mixed)
+    assert torch.count_nonzero(update[:5]) == torch.count_nonzero(update[10:]) == 0
+
+
+@pytest.mark.parametrize("name", qc.CIRCUITS)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_one_hot_gradient_moves_its_own_weight(name, sign):
+    """Bit order: weight k of a group is qubit k, little-endian, with its sign."""
+    shots, backend = 20_000, make_backend(name)
+    for k in range(5):
+        gradient = torch.zeros(5, dtype=torch.float64)
+        gradient[k] = sign * 3.0
+        update, _ = update_of(gradient, backend, learning_rate=1.0, shots=shots, seed=(1, 2, k))
+        x = gradient.numpy() / 3.0
+        expected = 3.0 * backend.ansatz.inverse @ (qc.outcome_probabilities(backend.ansatz, x) @ qc.minus_z(5))
+        noise = 3.0 * np.linalg.norm(backend.ansatz.inverse, axis=1) / math.sqrt(shots)
+        assert np.all(np.abs(update.numpy() - expected) <= 5 * noise)
+        assert np.argmax(np.abs(update.numpy())) == k and float(update[k].sign()) == sign
+
+
+@pytest.mark.parametrize("numel", [1, 4, 5, 6, 511, 2560, 2561, 7001])
+def test_every_weight_is_covered(numel):
+    gradient = torch.full((numel,), -0.5)
+    update, cost = update_of(gradient)
+    assert update.shape == gradient.shape and torch.all(update < 0)
+    assert (cost.circuits, cost.shots) == (math.ceil(numel / 5), math.ceil(numel / 5) * 1000) and cost.seconds > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtypes_and_memory_layouts(dtype):
+    base = torch.randn(24, 31, generator=torch.Generator().manual_seed(3)).to(dtype)
+    for gradient in (base, base.t(), base[::2, 1::3], base[:, :1].expand(24, 7)):
+        before = gradient.clone()
+        update, _ = update_of(gradient)
+        again, _ = update_of(gradient.contiguous())
+        assert torch.equal(gradient, before)
+        assert (update.shape, update.dtype, update.device) == (gradient.shape, dtype, gradient.device)
+        assert torch.equal(update, again)
+
+
+def test_empty_and_scalar_gradients():
+    update, cost = update_of(torch.zeros(0, 4))
+    assert update.shape == (0, 4) and cost.circuits == 0
+    update, _ = update_of(torch.tensor(-2.0))
+    assert update.shape == () and update < 0
+
+
+def test_gradients_at_the_ends_of_the_number_range():
+    for gradient in (torch.tensor([1e-45, -1e-45, 0.0]), torch.tensor([3e38, -1e38]), torch.tensor([5e-324]).double()):
+        update, _ = update_of(gradient)
+        assert torch.isfinite(update).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_gradient_that_is_not_finite_is_an_error(bad):
+    with pytest.raises(FloatingPointError, match="gradient is not finite"):
+        update_of(torch.tensor([0.1, bad, 0.2]))
+
+
+def test_update_that_overflows_is_an_error():
+    with pytest.raises(FloatingPointError, match=r"update is not finite in torch\.float16"):
+        update_of(torch.tensor([60000.0, 1.0], dtype=torch.float16), learning_rate=1000.0)
+
+
+def test_other_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"torch.int64: allowed are floating point"):
+        update_of(torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="allowed is one of group, tensor"):
+        update_of(torch.ones(3), normalization="layer")
+
+
+def test_seeds_separate_runs_steps_tensors_and_chunks():
+    gradient = torch.full((3 * qc.CHUNK_GROUPS * 5,), 0.3)
+    gradient[::5] = 1.0
+    seeds = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
+    pieces = [piece for seed in seeds for piece in update_of(gradient, seed=seed)[0].reshape(3, -1)]
+    for i, first in enumerate(pieces):
+        for second in pieces[i + 1 :]:
+            assert (first == second).float().mean() < 0.3  # 1000 shots: equal counts now and then, by chance
+
+
+def test_same_seed_same_bits_whatever_the_threads():
+    backend = make_backend()
+    gradient = torch.randn(9000, generator=torch.Generator().manual_seed(4))
+    alone, _ = update_of(gradient, backend, seed=(9, 8, 7))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert torch.equal(update_of(gradient, backend, seed=(9, 8, 7))[0], alone)
+    finally:
+        torch.set_num_threads(before)
+    with ThreadPoolExecutor(2) as pool:
+        for update, _ in pool.map(lambda _: update_of(gradient, backend, seed=(9, 8, 7)), range(4)):
+            assert torch.equal(update, alone)
+
+
+def test_torch_and_numpy_global_random_states_are_left_alone():
+    torch.manual_seed(5)
+    np.random.seed(5)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    update_of(torch.ones(100))
+    assert torch.equal(torch.rand(3), expected[0])
+    np.testing.assert_array_equal(np.random.rand(3), expected[1])
+
+
+def test_a_circuit_is_added_by_one_function_in_one_table(monkeypatch):
+    def tilted(angles, entangling_angle):
+        circuit = QuantumCircuit(len(angles))
+        circuit.rx(math.pi / 2, range(len(angles)))
+        for qubit, angle in enumerate(angles):
+            circuit.rx(angle, qubit)
+        return circuit
+
+    monkeypatch.setitem(qc.CIRCUITS, "tilted", (tilted, 1.0))
+    gradient = torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64)
+    update, _ = update_of(gradient, make_backend("tilted", 3), learning_rate=1.0, shots=10**6)
+    assert torch.allclose(update, gradient, atol=5e-3)
