@@ -125,6 +125,10 @@ def write_atomically(path, write):
         if path.is_dir():
             path.rename(replaced)
         os.replace(temporary, path)
+    except BaseException:
+        if replaced.exists() and not path.exists():
+            replaced.rename(path)
+        raise
     finally:
         for leftover in (temporary, replaced):
             if leftover.is_dir():
@@ -133,13 +137,27 @@ def write_atomically(path, write):
                 leftover.unlink(missing_ok=True)
 
 
-def run_as_script(main, argv):
-    """Call main(argv) and exit: an error the user can mend is one line and status 2, without a traceback."""
+def load_or_exit(argv):
+    """`load`, for the first lines of a script: a refused setting prints one line and exits with status 2."""
     try:
-        status = main(argv)
+        return load(argv)
+    except ValueError as error:
+        exit_with(error)
+
+
+def run_as_script(main):
+    """Call main(argv) and exit with its status; what the user can mend, and Ctrl-C, become one line."""
+    try:
+        sys.exit(main(sys.argv[1:]))
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        status = 2
+        exit_with(error)
+    except KeyboardInterrupt:
+        exit_with("interrupted", status=130)
+
+
+def exit_with(error, status=2):
+    """End the script with an error the user can mend: one line, no traceback."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(status)
 
 

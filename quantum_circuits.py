@@ -423,7 +423,6 @@ def describe(name, ansatz, shots):
 
 
 if __name__ == "__main__":
-    import sys
     from pathlib import Path
 
     import config
@@ -439,4 +438,4 @@ if __name__ == "__main__":
             config.write_atomically(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150))
         print(f"drawings: {folder}")
 
-    config.run_as_script(main, sys.argv[1:])
+    config.run_as_script(main)

@@ -1,0 +1,73 @@
+"""A tiny DistilBERT and tiny data, made on the spot, so that whole runs take seconds and need no network."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GOOD = ["superb", "moving", "funny", "warm", "clever", "fresh", "gripping", "tender"]
+BAD = ["dull", "lazy", "clumsy", "stale", "hollow", "tedious", "ugly", "bland"]
+THINGS = ["film", "plot", "cast", "score", "script", "pacing", "ending", "dialogue"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """Folder of a DistilBERT with 2 layers of 16, random weights, and a word-level vocabulary."""
+    import torch
+    from transformers import DistilBertConfig, DistilBertModel, DistilBertTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny model")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *THINGS, "the", "is", "a", "and", "."]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    DistilBertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = DistilBertConfig(
+        vocab_size=len(words), dim=16, hidden_dim=32, n_layers=2, n_heads=2, max_position_embeddings=64
+    )
+    DistilBertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """Folder with train.tsv (60 rows) and dev.tsv (30 rows), as GLUE writes them."""
+    folder = tmp_path_factory.mktemp("tiny data")
+    draw = random.Random(0)
+    for split, size in (("train", 60), ("dev", 30)):
+        rows = ["sentence\tlabel"]
+        for index in range(size):
+            word = draw.choice(GOOD if index % 2 else BAD)
+            rows.append(f"the {draw.choice(THINGS)} is {word} and the {draw.choice(THINGS)} is {word} .\t{index % 2}")
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def tiny_flags(tiny_model, tiny_data, tmp_path):
+    """Flags of a run of 3 steps that takes a second."""
+    return [
+        *(
+            "--model_name",
+            str(tiny_model),
+            "--dataset_name",
+            str(tiny_data),
+            "--results_dir",
+            str(tmp_path / "results"),
+        ),
+        *("--train_size", "12", "--eval_size", "10", "--batch_size", "4", "--num_epochs", "1", "--max_length", "32"),
+    ]
+
+
+def run_script(script, *flags, cwd=ROOT, timeout=300, **environment):
+    """A script of the repository as a user starts it: (exit status, stdout, stderr)."""
+    import os
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, flags)],
+        **{"cwd": cwd, "timeout": timeout, "capture_output": True, "text": True},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+    return done.returncode, done.stdout, done.stderr

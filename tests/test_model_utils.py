@@ -1,0 +1,275 @@
+"""Finding attention weights in every family, reading data good and bad, splits, batches, evaluation."""
+
+import json
+import re
+import socket
+import time
+
+import pytest
+import torch
+
+import config
+import model_utils
+
+SMALL = {
+    "vocab_size": 30,
+    **dict.fromkeys(("hidden_size", "dim", "n_embd", "embedding_size"), 8),
+    **dict.fromkeys(("intermediate_size", "hidden_dim", "n_inner"), 16),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 3),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "n_head"), 2),
+}
+
+
+def small_model(family, **changes):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    model_config = AutoConfig.for_model(family)
+    for name, value in {**SMALL, **changes}.items():
+        if name in model_config.attribute_map or hasattr(model_config, name):
+            setattr(model_config, name, value)
+    return AutoModelForSequenceClassification.from_config(model_config)
+
+
+def load_settings(path, *flags):
+    return config.load(["--dataset_name", str(path), *flags])
+
+
+# --- Attention weights
+
+
+@pytest.mark.parametrize(
+    ("family", "count", "example"),
+    [
+        ("distilbert", 4, "distilbert.transformer.layer.1.attention.q_lin.weight"),
+        ("bert", 4, "bert.encoder.layer.1.attention.output.dense.weight"),
+        ("roberta", 4, "roberta.encoder.layer.1.attention.self.value.weight"),
+        ("xlm-roberta", 4, "roberta.encoder.layer.1.attention.self.key.weight"),
+        ("electra", 4, "electra.encoder.layer.1.attention.self.query.weight"),
+        ("deberta-v2", 4, "deberta.encoder.layer.1.attention.self.query_proj.weight"),
+        ("gpt2", 2, "transformer.h.1.attn.c_attn.weight"),
+    ],
+)
+def test_attention_weights_of_each_family(family, count, example):
+    model = small_model(family)
+    weights, note = model_utils.attention_weights(model, (1,))
+    assert len(weights) == count and example in weights
+    assert all(weights[name] is dict(model.named_parameters())[name] for name in weights)
+    assert len(model_utils.attention_weights(model, (0, 2))[0]) == 2 * count
+    assert len(model_utils.attention_weights(model, "all")[0]) == 3 * count
+    assert bool(note) == (family == "gpt2")
+    with pytest.raises(ValueError, match=re.escape("ATTENTION_LAYERS = [3]: allowed with this model is 0 to 2")):
+        model_utils.attention_weights(model, (3,))
+
+
+def test_albert_shares_its_layers_and_says_so():
+    model = small_model("albert")
+    for layers in ((0,), (2,), "all"):
+        weights, note = model_utils.attention_weights(model, layers)
+        assert len(weights) == 4 and "ALBERT shares weights" in note
+    two = small_model("albert", num_hidden_groups=2, num_hidden_layers=4)
+    assert "groups.0" in next(iter(model_utils.attention_weights(two, (1,))[0]))
+    assert "groups.1" in next(iter(model_utils.attention_weights(two, (2,))[0]))
+
+
+def test_unknown_families_list_what_a_pattern_can_choose():
+    model = small_model("xlnet", d_model=8, n_layer=2, n_head=2, d_inner=16)
+    with pytest.raises(
+        ValueError, match=r"xlnet model are not known here.*ATTENTION_PATTERN.*layer\.\\d\+\.ff\.layer_1"
+    ):
+        model_utils.attention_weights(model, (0,))
+    chosen, _ = model_utils.attention_weights(model, "all", r"layer\.0\.ff\.layer_1\.weight")
+    assert list(chosen) == ["transformer.layer.0.ff.layer_1.weight"]
+    with pytest.raises(ValueError, match=r"ATTENTION_PATTERN = 'nothing': matches no weight, choose from .*layer_1"):
+        model_utils.attention_weights(model, "all", "nothing")
+
+
+# --- Reading data
+
+
+def test_every_local_format_reads_alike(tmp_path):
+    rows = [{"sentence": f'say "{word}" , now', "label": index % 2} for index, word in enumerate("abcdefgh")]
+    from datasets import Dataset
+
+    header = "sentence\tlabel\n"
+    (tmp_path / "a.tsv").write_text(header + "".join(f"{r['sentence']}\t{r['label']}\n" for r in rows))
+    quoted = ['"' + r["sentence"].replace('"', '""') + '"' for r in rows]
+    lines = "".join(f"{q},{r['label']}\n" for q, r in zip(quoted, rows, strict=True))
+    (tmp_path / "a.csv").write_text("\ufeffsentence,label\n" + lines, encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n\n")
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
+    read = [
+        model_utils.load_data(load_settings(tmp_path / f"a.{ending}", "--train_size", "0", "--eval_size", "0"))
+        for ending in ("tsv", "csv", "jsonl", "parquet")
+    ]
+    assert len(read[0].train) == 6 and len(read[0].evaluation) == 2
+    assert all(data[:2] == read[0][:2] for data in read)
+    assert {e.text for e in read[0].train + read[0].evaluation} == {r["sentence"] for r in rows}
+
+
+def write(path, text):
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+BAD_FILES = [
+    ("a.tsv", "", "a.tsv: holds no rows"),
+    ("a.tsv", "sentence\tlabel\n", "a.tsv: holds no rows"),
+    ("a.tsv", "text\tlabel\nx\t1\ny\t0\n", "has no column 'sentence', allowed is one of text, label"),
+    ("a.tsv", "sentence\tgold\nx\t1\ny\t0\n", "has no column 'label', allowed is one of sentence, gold"),
+    ("a.tsv", "sentence\tlabel\nx\t1\ny\t2\n", "row 2: label '2', allowed are whole numbers 0 to 1 (NUM_LABELS = 2)"),
+    ("a.tsv", "sentence\tlabel\nx\t-1\ny\t1\n", "row 1: label '-1', allowed are whole numbers 0 to 1"),
+    ("a.tsv", "sentence\tlabel\nx\tgood\ny\t1\n", "row 1: label 'good', allowed are whole numbers 0 to 1"),
+    ("a.tsv", "sentence\tlabel\nx\ny\t1\n", "row 1: label None, allowed are whole numbers"),
+    ("a.tsv", "label\tsentence\n1\n0\tx\n", "row 1: sentence = [None], allowed are texts"),
+    ("a.tsv", "sentence\tlabel\ncafé\t1\n".encode("latin-1"), "a.tsv: not UTF-8 text, byte 0xe9 at 18"),
+    ("a.jsonl", '{"sentence": "x", "label": 1.5}\n{"sentence": "y", "label": 1}', "row 1: label 1.5, allowed"),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n{broken', "a.jsonl: cannot be read as jsonl: "),
+    ("a.jsonl", "[1, 2]\n", "a.jsonl: cannot be read as jsonl: line 1 is not a JSON object"),
+    ("a.parquet", "not parquet", "a.parquet: cannot be read as parquet: "),
+    ("a.xls", "x", "allowed endings are .tsv, .csv, .jsonl, .json, .parquet"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), BAD_FILES)
+def test_bad_files_get_one_clear_line(tmp_path, name, text, message):
+    columns = [] if "text\t" in str(text) else ["--text_columns", "sentence"]
+    settings = load_settings(write(tmp_path / name, text), "--train_size", "0", "--eval_size", "0", *columns)
+    if not columns:
+        settings = settings._replace(text_columns=("sentence",))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model_utils.load_data(settings)
+
+
+def test_missing_and_ambiguous_folders(tmp_path):
+    with pytest.raises(ValueError, match="no such file or folder"):
+        model_utils.load_data(load_settings(tmp_path / "none"))
+    with pytest.raises(ValueError, match=r"holds no train file, allowed are train\{\.tsv"):
+        model_utils.load_data(load_settings(tmp_path))
+    write(tmp_path / "train.tsv", "sentence\tlabel\nx\t1\n")
+    write(tmp_path / "train.csv", "sentence,label\nx,1\n")
+    with pytest.raises(ValueError, match=r"train\.csv and train\.tsv are one too many"):
+        model_utils.load_data(load_settings(tmp_path))
+
+
+def test_columns_are_found_or_the_choice_is_listed(tmp_path):
+    path = write(tmp_path / "a.csv", "premise,hypothesis,label\na,b,0\nc,d,1\ne,f,1\n")
+    data = model_utils.load_data(load_settings(path, "--train_size", "0", "--eval_size", "0"))
+    assert {(e.text, e.pair) for e in data.train + data.evaluation} == {("a", "b"), ("c", "d"), ("e", "f")}
+    path = write(tmp_path / "b.csv", "review,label\na,0\nb,1\n")
+    with pytest.raises(
+        ValueError, match=r"TEXT_COLUMNS = \[\]: none of the usual names is there, choose from review, label"
+    ):
+        model_utils.load_data(load_settings(path))
+
+
+def test_splits_are_drawn_with_the_seed_and_never_overlap(tmp_path, tiny_data):
+    rows = "".join(f"text {i}\t{i % 2}\n" for i in range(50))
+    path = write(tmp_path / "a.tsv", "sentence\tlabel\n" + rows)
+    drawn = {}
+    for seed in range(3):
+        settings = load_settings(path, "--train_size", "20", "--eval_size", "10", "--seed", str(seed))
+        data = drawn[seed] = model_utils.load_data(settings)
+        assert data == model_utils.load_data(settings)
+        assert (len(data.train), len(data.evaluation)) == (20, 10)
+        assert not {e.text for e in data.train} & {e.text for e in data.evaluation}
+        assert len({e.text for e in data.train}) == 20
+    assert drawn[0].train != drawn[1].train != drawn[2].train
+    folder = model_utils.load_data(load_settings(tiny_data, "--train_size", "0", "--eval_size", "0"))
+    dev = (tiny_data / "dev.tsv").read_text().splitlines()[1:]
+    assert len(folder.train) == 60 and sorted(e.text for e in folder.evaluation) == sorted(r[:-2] for r in dev)
+    with pytest.raises(ValueError, match=r"TRAIN_SIZE = 61: allowed is 0 to 60.*\(0 = all\)"):
+        model_utils.load_data(load_settings(tiny_data, "--train_size", "61"))
+
+
+def test_hub_data_goes_through_the_same_door(monkeypatch):
+    """The hub itself is out of reach here: what the datasets library would return stands in for it."""
+    import datasets
+
+    asked = []
+
+    def load_dataset(name, config_name):
+        asked.append((name, config_name))
+        rows = [{"question1": f"q{i}", "question2": f"r{i}", "label": i % 2, "idx": i} for i in range(30)]
+        split = datasets.Dataset.from_list(rows)
+        return datasets.DatasetDict(train=split, validation=split.select(range(10)), test=split)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(model_utils, "hub_in_reach", lambda: True)
+    settings = config.load(["--dataset_config", "qqp", "--train_size", "8", "--eval_size", "0"])
+    data = model_utils.load_data(settings)
+    assert asked == [("nyu-mll/glue", "qqp")]
+    assert len(data.train) == 8 and len(data.evaluation) == 10 and data.source["evaluation"] == "validation"
+    assert all(e.pair == e.text.replace("q", "r") for e in data.train)
+
+
+# --- The hub out of reach
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
+def test_hub_out_of_reach_is_found_in_seconds(monkeypatch, answers):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        if answers:
+            silent.listen()  # takes the connection and never says a word
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        started = time.monotonic()
+        assert not model_utils.hub_in_reach(seconds=1.0)
+        assert time.monotonic() - started < 5
+        import os
+
+        assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+# --- Model, batches, evaluation
+
+
+def tiny_settings(model, data, *flags):
+    return config.load(["--model_name", str(model), "--dataset_name", str(data), "--max_length", "32", *flags])
+
+
+def test_head_is_drawn_with_the_seed_alone(tiny_model, tiny_data):
+    heads = []
+    for seed in (1, 1, 2):
+        torch.rand(7)
+        model, _, _ = model_utils.load_model(tiny_settings(tiny_model, tiny_data, "--seed", str(seed)))
+        heads.append(model.classifier.weight)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_models_that_cannot_be_had_get_one_line(tiny_model, tiny_data, tmp_path):
+    with pytest.raises(ValueError, match=r"MODEL_NAME = '\./nowhere': no such folder"):
+        model_utils.load_model(tiny_settings("./nowhere", tiny_data))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        model_utils.load_model(tiny_settings(tmp_path, tiny_data))
+    with pytest.raises(ValueError, match=r"MAX_LENGTH = 65: allowed with .* is at most 64"):
+        model_utils.load_model(tiny_settings(tiny_model, tiny_data)._replace(max_length=65))
+
+
+def test_evaluation_is_that_of_one_by_one_and_leaves_the_model_alone(tiny_model, tiny_data):
+    settings = tiny_settings(tiny_model, tiny_data, "--train_size", "0", "--eval_size", "0")
+    data = model_utils.load_data(settings)
+    model, tokenizer, _ = model_utils.load_model(settings)
+    encoded = model_utils.tokenize(tokenizer, [*data.evaluation, model_utils.Example("dull", None, 0)], 32)
+    model.train()
+    state = torch.get_rng_state()
+    loss, accuracy = model_utils.evaluate(model, tokenizer, encoded, 7, "cpu")
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+    model.eval()
+    losses, right = [], 0
+    for item in encoded:
+        logits = model(torch.tensor([item["input_ids"]])).logits
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([item["label"]])).item())
+        right += logits.argmax().item() == item["label"]
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5) and accuracy == right / len(encoded)
+
+
+def test_texts_are_cut_at_max_length(tiny_model):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    encoded = model_utils.tokenize(tokenizer, [model_utils.Example("film " * 50, "plot " * 50, 1)], 16)
+    assert len(encoded[0]["input_ids"]) == 16
+    inputs, labels = model_utils.collate(tokenizer, encoded, "cpu")
+    assert inputs["input_ids"].shape == (1, 16) and labels.tolist() == [1]

@@ -1,0 +1,277 @@
+"""The training loop: who steps which weight, what stops it, and what it leaves behind."""
+
+import csv
+import itertools
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+
+import config
+import model_utils
+import quantum_circuits
+import train
+
+
+def only_run(tmp_path):
+    (run,) = (tmp_path / "results").iterdir()
+    return run
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def metric_rows(run):
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def spy_on_updates(monkeypatch):
+    """Every call of quantum_parameter_update from now on: [(gradient, arguments, update)]."""
+    calls, real = [], quantum_circuits.quantum_parameter_update
+
+    def spy(gradient, backend, **arguments):
+        update, cost = real(gradient, backend, **arguments)
+        calls.append((gradient.clone(), arguments, update.clone()))
+        return update, cost
+
+    monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", spy)
+    return calls
+
+
+def initial_weights(flags):
+    model, _, _ = model_utils.load_model(config.load(flags))
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def test_a_run_folder_is_complete(tiny_flags, tmp_path, capsys):
+    assert train.main(tiny_flags) == 0
+    run = only_run(tmp_path)
+    names = {"config.json", "environment.json", "metrics.csv", "training_statistics.json", "training_curves.png"}
+    assert {path.name for path in run.iterdir()} == names | {"model", "checkpoint"}
+    settings = config.load(tiny_flags)
+    assert read_json(run / "config.json") == json.loads(json.dumps(settings._asdict()))
+    environment = read_json(run / "environment.json")
+    assert environment["argv"] == tiny_flags and environment["backend"] == "aer"
+    assert environment["packages"]["qiskit-aer"] and environment["model"]["path"] == settings.model_name
+    statistics = read_json(run / "training_statistics.json")
+    assert statistics["status"] == "finished" and statistics["steps"] == 3 and statistics["coverage"] == 1.0
+    circuits = 3 * 4 * math.ceil(16 * 16 / 5)
+    assert (statistics["circuits"], statistics["shots"]) == (circuits, circuits * 1000)
+    rows = metric_rows(run)
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert rows[0]["eval_accuracy"] and rows[3]["eval_accuracy"] and not rows[1]["eval_accuracy"]
+    assert all(0.9 < float(row["cosine"]) <= 1 for row in rows[1:])
+    out = capsys.readouterr().out
+    assert "finished after 3 steps" in out and str(run / "metrics.csv") in out
+
+
+def test_selected_weights_get_exactly_one_update_per_step_and_nothing_else(tiny_flags, tmp_path, monkeypatch):
+    calls = spy_on_updates(monkeypatch)
+    start = initial_weights(tiny_flags)
+    assert train.main(tiny_flags) == 0
+    end = load_file(only_run(tmp_path) / "model" / "model.safetensors")
+    names = [f"distilbert.transformer.layer.0.attention.{part}_lin.weight" for part in ("q", "k", "v", "out")]
+    assert len(calls) == 3 * len(names)
+    for index, name in enumerate(names):
+        weight = start[name]
+        for _, _, update in calls[index :: len(names)]:
+            assert torch.count_nonzero(update) > 0.9 * update.numel()
+            weight = weight - update
+        assert torch.equal(weight, end[name]), name
+    others = [name for name in start if name not in names]
+    assert all(not torch.equal(start[name], end[name]) for name in others)  # AdamW steps all of them
+
+
+def test_no_two_updates_share_a_seed(tiny_flags, monkeypatch):
+    calls = spy_on_updates(monkeypatch)
+    train.main([*tiny_flags, "--attention_layers", "all"])
+    seeds = [arguments["seed"] for _, arguments, _ in calls]
+    assert len(set(seeds)) == len(seeds) == 3 * 8
+    assert {seed[0] for seed in seeds} == {42} and {seed[1] for seed in seeds} == {1, 2, 3}
+
+
+def test_adamw_on_the_measured_gradient_is_classical_training_but_for_the_shots(tiny_flags, tmp_path, monkeypatch):
+    """With the gradient itself in place of its measurement, QUANTUM_OPTIMIZER = "adamw" is the classical run."""
+
+    def measured(gradient, backend, **arguments):
+        assert arguments["learning_rate"] == 1.0
+        return gradient.clone(), quantum_circuits.Cost(1, 1, 0.0)
+
+    train.main([*tiny_flags, "--update_rule", "classical", "--results_dir", str(tmp_path / "classical")])
+    monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", measured)
+    train.main([*tiny_flags, "--quantum_optimizer", "adamw", "--results_dir", str(tmp_path / "quantum")])
+    ends = [
+        load_file(next((tmp_path / rule).iterdir()) / "model" / "model.safetensors")
+        for rule in ("classical", "quantum")
+    ]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_same_seed_same_run_and_another_seed_another(tiny_flags, tmp_path, optimizer):
+    ends = []
+    for index, seed in enumerate((1, 1, 2)):
+        results = tmp_path / str(index)
+        flags = ["--seed", str(seed), "--results_dir", str(results), "--quantum_optimizer", optimizer]
+        assert train.main([*tiny_flags, *flags]) == 0
+        ends.append(load_file(next(results.iterdir()) / "model" / "model.safetensors"))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert not all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+
+
+def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path):
+    train.main([*tiny_flags, "--update_rule", "classical"])
+    end = load_file(only_run(tmp_path) / "model" / "model.safetensors")
+    settings = config.load(tiny_flags)
+    data = model_utils.load_data(settings)
+    model, tokenizer, _ = model_utils.load_model(settings)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
+    torch.manual_seed(settings.seed)
+    model.train()
+    for step, batch in enumerate(train.shuffled_batches(12, 4, settings.seed, 1)):
+        examples = [data.train[index] for index in batch]
+        inputs = tokenizer([e.text for e in examples], padding=True, return_tensors="pt")
+        loss = model(**inputs, labels=torch.tensor([e.label for e in examples])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = 5e-5 * (1 - step / 3)
+        optimizer.step()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(end[name], weight.detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_batches_cover_every_example_once_in_an_order_of_their_own():
+    epochs = [train.shuffled_batches(10, 4, seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
+    for batches in epochs:
+        assert sorted(itertools.chain(*batches)) == list(range(10)) and [len(batch) for batch in batches] == [4, 4, 2]
+    assert len({str(batches) for batches in epochs}) == 4
+
+
+# --- What stops a run
+
+
+def break_at_step(monkeypatch, wanted, action):
+    """Let cross_entropy of the training loop do `action(loss)` at step `wanted`."""
+    real, count = train.cross_entropy, [0]
+
+    def broken(logits, labels):
+        count[0] += 1
+        loss = real(logits, labels)
+        return action(loss) if count[0] == wanted else loss
+
+    monkeypatch.setattr(train, "cross_entropy", broken)
+
+
+def spoil_gradient(loss):
+    loss = loss * 1.0
+    loss.register_hook(lambda gradient: gradient * math.inf)
+    return loss
+
+
+@pytest.mark.parametrize("rule", ["quantum", "classical"])
+@pytest.mark.parametrize(
+    ("action", "what"),
+    [(lambda loss: loss * math.nan, "the loss is not finite"), (spoil_gradient, "the gradient of .* is not finite")],
+    ids=["loss", "gradient"],
+)
+def test_divergence_stops_before_any_weight_changes(tiny_flags, tmp_path, monkeypatch, capsys, rule, action, what):
+    kept, real = [], model_utils.load_model
+    monkeypatch.setattr(model_utils, "load_model", lambda settings: kept.append(real(settings)) or kept[0])
+    monkeypatch.setattr(train, "step_weights", lambda *args, real=train.step_weights: (real(*args), keep(kept))[0])
+    break_at_step(monkeypatch, 2, action)
+    assert train.main([*tiny_flags, "--update_rule", rule]) == 1
+    statistics = read_json(only_run(tmp_path) / "training_statistics.json")
+    assert (statistics["status"], statistics["steps"]) == ("diverged", 1)
+    assert len(metric_rows(only_run(tmp_path))) == 2
+    err = capsys.readouterr().err
+    assert err.count("error: diverged") == 1 and re.search(what, err)
+    after_first, now = kept[1], dict(kept[0][0].named_parameters())
+    assert all(torch.equal(after_first[name], now[name]) for name in now)
+
+
+def keep(kept):
+    kept.append({name: weight.detach().clone() for name, weight in kept[0][0].named_parameters()})
+
+
+def test_an_update_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch):
+    def overflow(gradient, backend, **arguments):
+        raise FloatingPointError("the update is not finite in torch.float16")
+
+    monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", overflow)
+    assert train.main(tiny_flags) == 1
+    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "diverged"
+
+
+def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *tiny_flags, "--num_epochs", "5000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any((tmp_path / "results").glob("*/checkpoint")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    run = only_run(tmp_path)
+    statistics = read_json(run / "training_statistics.json")
+    assert statistics["status"] == "interrupted" and statistics["steps"] >= 3
+    assert len(metric_rows(run)) == statistics["steps"] + 1 and "interrupted after" in out
+    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert load_file(run / "checkpoint" / "model.safetensors")
+
+
+def test_an_unexpected_error_is_recorded_as_failed(tiny_flags, tmp_path, monkeypatch):
+    def bug(*args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(train, "step_weights", bug)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train.main(tiny_flags)
+    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "failed"
+
+
+# --- Preparation
+
+
+def test_run_folders_never_collide(tmp_path, monkeypatch):
+    monkeypatch.setattr(train.time, "strftime", lambda pattern: "run_20260101_120000")
+    folders = [train.create_run_folder(tmp_path / "new" / "results") for _ in range(3)]
+    assert [folder.name for folder in folders] == [f"run_20260101_120000{end}" for end in ("", "_1", "_2")]
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert train.choose_device("auto").type == "cpu"
+    with pytest.raises(ValueError, match="DEVICE = 'cuda': no CUDA device"):
+        train.choose_device("cuda")
+
+
+def test_refused_settings_leave_no_run_folder(tiny_flags, tmp_path):
+    for flags, match in (
+        (["--circuit", "spiral"], "CIRCUIT = 'spiral'"),
+        (["--attention_layers", "5"], r"ATTENTION_LAYERS = \[5\]"),
+        (["--train_size", "1000"], "TRAIN_SIZE = 1000"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            train.main([*tiny_flags, *flags])
+    assert not (tmp_path / "results").exists()
+
+
+def test_compare_is_cosine_norms_and_coverage():
+    gradients = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
+    same = train.compare(gradients, {name: 0.1 * gradient for name, gradient in gradients.items()})
+    assert (
+        same["cosine"] == pytest.approx(1) and same["gradient_norm"] == 5 and same["update_norm"] == pytest.approx(0.5)
+    )
+    across = train.compare(gradients, {"a": torch.tensor([0.0, 1.0]), "b": torch.tensor([[0.0]])})
+    assert across["cosine"] == 0
+    assert train.compare(gradients, {name: torch.zeros_like(g) for name, g in gradients.items()})["cosine"] == 0

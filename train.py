@@ -1,0 +1,380 @@
+"""Fine-tune a language model with quantum-measured updates of its attention weights: `python train.py`.
+
+Settings are in config.py, or given as flags. Every run gets a folder of its own in RESULTS_DIR; `python analyze.py`
+plots it. The training loop is `train`, below: one straight block, a stage at a time.
+"""
+
+import sys
+
+import config
+
+if __name__ == "__main__":
+    config.load_or_exit(sys.argv[1:])  # before the slow imports: --help and a mistyped setting answer at once
+
+import csv
+import json
+import math
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+
+import analyze
+import model_utils
+import quantum_circuits
+
+METRICS = [
+    *("step", "epoch", "loss", "accuracy", "learning_rate"),
+    *("cosine", "gradient_norm", "update_norm", "coverage", "circuits", "shots"),
+    *("seconds_forward", "seconds_backward", "seconds_quantum", "seconds_other"),
+    *("eval_loss", "eval_accuracy"),
+]
+PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy", "matplotlib", "tqdm")
+
+
+def main(argv):
+    """One run from settings to summary. Returns the exit status: 0, 1 when it diverged or failed, 130 after Ctrl-C."""
+    settings = config.load(argv)
+    device = choose_device(settings.device)
+    backend = make_backend(settings)
+    data = model_utils.load_data(settings)
+    model, tokenizer, model_source = model_utils.load_model(settings)
+    weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
+    run = create_run_folder(settings.results_dir)
+    write_json(run / "config.json", settings._asdict())
+    write_json(run / "environment.json", describe_environment(argv, device, backend, model_source, data.source))
+    statistics = {"status": "running", "rule": settings.update_rule, "selected_weights": count_entries(weights)}
+    write_json(run / "training_statistics.json", statistics)
+    announce(settings, run, device, data, weights, model_source, note)
+
+    status = "failed"
+    try:
+        train(settings, run, model.to(device), tokenizer, data, weights, backend, device)
+        status = "finished"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except FloatingPointError as error:
+        status = "diverged"
+        print(f"error: diverged: {error}; no weight was changed by this step", file=sys.stderr)
+    except OSError as error:  # the disk is full, the folder is gone: nothing the loop could go on with
+        print(f"error: {error}", file=sys.stderr)
+    finally:
+        statistics |= {"status": status, **summarise(analyze.read_metrics(run / "metrics.csv"))}
+        write_json(run / "training_statistics.json", statistics)
+    if status == "finished":
+        config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
+    plot_curves(run)
+    print_summary(run, statistics)
+    return {"finished": 0, "interrupted": 130}.get(status, 1)
+
+
+def train(settings, run, model, tokenizer, data, weights, backend, device):
+    """The training loop. weights: the selected attention weights by name; every other weight is AdamW's."""
+    train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
+    eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
+    total_steps = settings.num_epochs * math.ceil(len(train_set) / settings.batch_size)
+    optimizer = make_optimizer(model, weights, settings)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
+    torch.manual_seed(settings.seed)  # dropout
+    model.train()
+    step = 0
+
+    with open(run / "metrics.csv", "w", newline="", encoding="utf-8") as file, progress_bar(total_steps) as bar:
+        metrics = csv.DictWriter(file, METRICS)
+        metrics.writeheader()
+        eval_loss, eval_accuracy = model_utils.evaluate(model, tokenizer, eval_set, settings.batch_size, device)
+        write_row(metrics, file, {"step": 0, "epoch": 0, "eval_loss": eval_loss, "eval_accuracy": eval_accuracy})
+
+        for epoch in range(1, settings.num_epochs + 1):
+            for batch in shuffled_batches(len(train_set), settings.batch_size, settings.seed, epoch):
+                step += 1
+
+                # Run the batch forward.
+                started = time.perf_counter()
+                inputs, labels = model_utils.collate(tokenizer, [train_set[index] for index in batch], device)
+                logits = model(**inputs).logits
+                loss = cross_entropy(logits, labels)
+                require_finite({"the loss": loss.detach()})
+                forward_done = time.perf_counter()
+
+                # Run it backward: the gradient of every weight.
+                loss.backward()
+                gradients = {name: weight.grad for name, weight in weights.items()}
+                require_finite({f"the gradient of {name}": weight.grad for name, weight in model.named_parameters()})
+                backward_done = time.perf_counter()
+
+                # Measure the gradients of the selected weights with the circuits.
+                updates, circuits, shots = measure_gradients(gradients, backend, settings, step)
+                quantum_done = time.perf_counter()
+
+                # Step every weight once: the selected ones by what was measured, all others by AdamW.
+                learning_rate = scheduler.get_last_lr()[0]
+                changes = step_weights(weights, updates, optimizer, settings.quantum_optimizer)
+                scheduler.step()
+                model.zero_grad()
+
+                # Record the step; evaluate at the end of an epoch.
+                row = {
+                    "step": step,
+                    "epoch": epoch,
+                    "loss": loss.item(),
+                    "accuracy": (logits.argmax(dim=-1) == labels).float().mean().item(),
+                    "learning_rate": learning_rate,
+                    **compare(gradients, changes),
+                    "circuits": circuits,
+                    "shots": shots,
+                    "seconds_forward": forward_done - started,
+                    "seconds_backward": backward_done - forward_done,
+                    "seconds_quantum": quantum_done - backward_done,
+                    "seconds_other": time.perf_counter() - quantum_done,
+                }
+                epoch_done = step * settings.num_epochs == epoch * total_steps
+                if epoch_done:
+                    eval_loss, eval_accuracy = model_utils.evaluate(
+                        model, tokenizer, eval_set, settings.batch_size, device
+                    )
+                    row |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy}
+                    save_checkpoint(run, model, optimizer, scheduler, epoch, step)
+                write_row(metrics, file, row)
+                bar.set_postfix(
+                    loss=f"{row['loss']:.3f}",
+                    lr=f"{learning_rate:.1e}",
+                    cos=f"{row['cosine']:.3f}",
+                    acc=f"{eval_accuracy:.3f}",
+                )
+                bar.update()
+
+
+# --- Stages of a step -------------------------------------------------------------------------------------------------
+
+
+def shuffled_batches(examples, batch_size, seed, epoch):
+    """Batches of indices in this epoch's order, lists of int; a function of the arguments alone."""
+    order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 2**16 + epoch)).tolist()
+    return [order[first : first + batch_size] for first in range(0, examples, batch_size)]
+
+
+def require_finite(tensors):
+    """FloatingPointError naming the first of the tensors that holds nan or infinity; None stands for no gradient."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise FloatingPointError(f"{name} is not finite")
+
+
+def measure_gradients(gradients, backend, settings, step):
+    """(updates by name, circuits, shots): what the circuits make of the gradients; nothing for the classical rule.
+
+    With QUANTUM_OPTIMIZER = "adamw" an update is the measured gradient itself, for AdamW to step on.
+    """
+    updates, circuits, shots = {}, 0, 0
+    if settings.update_rule != "quantum":
+        return updates, circuits, shots
+    for index, (name, gradient) in enumerate(gradients.items()):
+        updates[name], cost = quantum_circuits.quantum_parameter_update(
+            gradient,
+            backend,
+            learning_rate=settings.quantum_learning_rate if settings.quantum_optimizer == "sgd" else 1.0,
+            shots=settings.shots,
+            seed=(settings.seed, step, index),
+            normalization=settings.normalization,
+        )
+        circuits += cost.circuits
+        shots += cost.shots
+    return updates, circuits, shots
+
+
+@torch.no_grad()
+def step_weights(weights, updates, optimizer, quantum_optimizer):
+    """Step every weight once and return what was subtracted from the selected ones, by name."""
+    if updates and quantum_optimizer == "sgd":
+        for name, weight in weights.items():
+            weight -= updates[name]
+        optimizer.step()
+        return updates
+    before = {name: weight.clone() for name, weight in weights.items()}
+    for name, measured in updates.items():
+        weights[name].grad = measured
+    optimizer.step()
+    return {name: before[name] - weight for name, weight in weights.items()}
+
+
+def compare(gradients, changes):
+    """Cosine between change and gradient over all selected weights, both norms, and the part of the weights covered."""
+    dot = sum(torch.sum(gradients[name].double() * changes[name].double()).item() for name in gradients)
+    gradient_norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients.values()))
+    update_norm = math.sqrt(sum(change.double().square().sum().item() for change in changes.values()))
+    cosine = dot / (gradient_norm * update_norm) if gradient_norm * update_norm > 0 else 0.0
+    return {"cosine": cosine, "gradient_norm": gradient_norm, "update_norm": update_norm, "coverage": 1.0}
+
+
+# --- Preparation ------------------------------------------------------------------------------------------------------
+
+
+def choose_device(name):
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("DEVICE = 'cuda': no CUDA device is present, allowed here is auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def make_backend(settings):
+    """The engine of the quantum rule, None for others; its circuit is checked either way."""
+    ansatz = quantum_circuits.build_ansatz(settings.circuit, settings.num_qubits, settings.entangling_angle)
+    return quantum_circuits.AerBackend(ansatz) if settings.update_rule == "quantum" else None
+
+
+def make_optimizer(model, weights, settings):
+    """AdamW over all weights but those that the quantum rule steps itself."""
+    by_quantum = settings.update_rule == "quantum" and settings.quantum_optimizer == "sgd"
+    excluded = {id(weight) for weight in weights.values()} if by_quantum else set()
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in excluded]
+    return torch.optim.AdamW(rest, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+# --- The run folder ---------------------------------------------------------------------------------------------------
+
+
+def create_run_folder(results_dir):
+    """A new folder run_YYYYmmdd_HHMMSS, with _1, _2, ... appended where that second is taken."""
+    base = Path(results_dir) / time.strftime("run_%Y%m%d_%H%M%S")
+    base.parent.mkdir(parents=True, exist_ok=True)
+    candidate, taken = base, 0
+    while True:
+        try:
+            candidate.mkdir()  # fails where another process was faster
+            return candidate
+        except FileExistsError:
+            taken += 1
+            candidate = base.with_name(f"{base.name}_{taken}")
+
+
+def write_json(path, content):
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    config.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_row(metrics, file, row):
+    """A row of metrics.csv, on its way to the disk before the next step begins."""
+    metrics.writerow({name: f"{value:.9g}" if isinstance(value, float) else value for name, value in row.items()})
+    file.flush()
+
+
+def save_model(folder, model, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def save_checkpoint(run, model, optimizer, scheduler, epoch, step):
+    """Weights, optimizer, scheduler and random state after a whole epoch, in `checkpoint/`, replacing the last."""
+
+    def write(folder):
+        model.save_pretrained(folder)
+        state = {
+            "optimizer": optimizer.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "torch_random": torch.get_rng_state(),
+            "epoch": epoch,
+            "step": step,
+        }
+        torch.save(state, folder / "training_state.pt")
+
+    config.write_atomically(run / "checkpoint", write)
+
+
+def describe_environment(argv, device, backend, model_source, data_source):
+    """Contents of environment.json: code, versions, machine, and what was really used."""
+
+    def git(*words):
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        try:
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None  # not a checkout, or no git
+
+    changed = git("status", "--porcelain")
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if changed is None else bool(changed),
+        "argv": list(argv),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "backend": backend.name if backend else None,
+        "model": model_source,
+        "data": data_source,
+    }
+
+
+def count_entries(weights):
+    return {name: weight.numel() for name, weight in weights.items()}
+
+
+def summarise(rows):
+    """What training_statistics.json says beside the status, from the rows of metrics.csv: counts, sums, evaluations."""
+    steps = [row for row in rows if row["step"]]
+    evaluated = [row for row in rows if row["eval_accuracy"] is not None]
+    evaluations = [
+        {"step": int(row["step"]), "loss": row["eval_loss"], "accuracy": row["eval_accuracy"]} for row in evaluated
+    ]
+    sums = {name: sum(row[name] for row in steps) for name in METRICS if name.startswith("seconds_")}
+    return {
+        "steps": len(steps),
+        "evaluations": evaluations,
+        "train_loss": steps[-1]["loss"] if steps else None,
+        "mean_cosine": sum(row["cosine"] for row in steps) / len(steps) if steps else None,
+        "coverage": steps[-1]["coverage"] if steps else None,
+        "circuits": int(sum(row["circuits"] for row in steps)),
+        "shots": int(sum(row["shots"] for row in steps)),
+        **sums,
+        "seconds_per_step": sum(sums.values()) / len(steps) if steps else None,
+    }
+
+
+# --- What the user sees -----------------------------------------------------------------------------------------------
+
+
+def progress_bar(total_steps):
+    return tqdm(total=total_steps, unit="step", dynamic_ncols=True)
+
+
+def announce(settings, run, device, data, weights, model_source, note):
+    entries = sum(weight.numel() for weight in weights.values())
+    circuits = sum(quantum_circuits.cost(weight.numel(), settings.num_qubits, 1)[0] for weight in weights.values())
+    print(f"model:   {settings.model_name}, {model_source['parameters']:,} weights, on {device}")
+    print(f"data:    {settings.dataset_name}: {len(data.train)} training, {len(data.evaluation)} evaluation examples")
+    print(f"weights: {entries:,} entries of {len(weights)} attention weights, rule {settings.update_rule}")
+    if settings.update_rule == "quantum":
+        size = f"{settings.num_qubits} qubits, {settings.shots} shots"
+        print(f"circuit: {settings.circuit}, {circuits:,} circuits per step, {size}")
+    if note:
+        print(f"note:    {note}")
+    print(f"run:     {run}", flush=True)
+
+
+def plot_curves(run):
+    rows = analyze.read_metrics(run / "metrics.csv")
+    if len(rows) > 1:
+        analyze.save_curves(run / "training_curves.png", rows, analyze.caption(analyze.read_run(run)))
+
+
+def print_summary(run, statistics):
+    evaluations = statistics["evaluations"]
+    print(f"\n{statistics['status']} after {statistics['steps']} steps", end="")
+    if statistics["steps"]:
+        print(f", {statistics['seconds_per_step']:.2f} s per step", end="")
+    if evaluations:
+        first, last = evaluations[0]["accuracy"], evaluations[-1]["accuracy"]
+        print(f"; evaluation accuracy {first:.3f} before, {last:.3f} now", end="")
+    print()
+    for path in sorted(run.iterdir()):
+        print(f"  {path}{'/' if path.is_dir() else ''}")
+
+
+if __name__ == "__main__":
+    config.run_as_script(main)
