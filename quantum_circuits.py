@@ -252,7 +252,8 @@ class AerBackend:
         amplitudes = np.tile(self.start, CHUNK_GROUPS)
         # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits one core's cache.
         state = AerState(method="statevector", fusion_enable=False, max_parallel_threads=1)
-        state.initialize(amplitudes, copy=False)
+        # A copy, since Aer frees memory it was lent when an exception, Ctrl-C for one, ends this function midway.
+        state.initialize(amplitudes, copy=True)
         address = list(range(n, n + CHUNK_GROUPS.bit_length() - 1))
         for qubits, matrix, constants, slopes in self.steps:
             if matrix is not None:

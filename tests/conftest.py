@@ -1,5 +1,6 @@
 """A tiny DistilBERT and tiny data, made on the spot, so that whole runs take seconds and need no network."""
 
+import os
 import random
 import subprocess
 import sys
@@ -13,28 +14,24 @@ BAD = ["dull", "lazy", "clumsy", "stale", "hollow", "tedious", "ugly", "bland"]
 THINGS = ["film", "plot", "cast", "score", "script", "pacing", "ending", "dialogue"]
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    """Folder of a DistilBERT with 2 layers of 16, random weights, and a word-level vocabulary."""
+def write_tiny_model(folder):
+    """A DistilBERT with 2 layers of 16, random weights, and a word-level vocabulary."""
     import torch
     from transformers import DistilBertConfig, DistilBertModel, DistilBertTokenizer
 
-    folder = tmp_path_factory.mktemp("tiny model")
+    folder.mkdir(parents=True, exist_ok=True)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *THINGS, "the", "is", "a", "and", "."]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     DistilBertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     torch.manual_seed(0)
-    config = DistilBertConfig(
-        vocab_size=len(words), dim=16, hidden_dim=32, n_layers=2, n_heads=2, max_position_embeddings=64
-    )
-    DistilBertModel(config).save_pretrained(folder)
+    sizes = {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64}
+    DistilBertModel(DistilBertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory):
-    """Folder with train.tsv (60 rows) and dev.tsv (30 rows), as GLUE writes them."""
-    folder = tmp_path_factory.mktemp("tiny data")
+def write_tiny_data(folder):
+    """train.tsv (60 rows) and dev.tsv (30 rows), as GLUE writes them."""
+    folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(0)
     for split, size in (("train", 60), ("dev", 30)):
         rows = ["sentence\tlabel"]
@@ -43,6 +40,16 @@ def tiny_data(tmp_path_factory):
             rows.append(f"the {draw.choice(THINGS)} is {word} and the {draw.choice(THINGS)} is {word} .\t{index % 2}")
         (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("tiny model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    return write_tiny_data(tmp_path_factory.mktemp("tiny data"))
 
 
 @pytest.fixture
@@ -63,8 +70,6 @@ def tiny_flags(tiny_model, tiny_data, tmp_path):
 
 def run_script(script, *flags, cwd=ROOT, timeout=300, **environment):
     """A script of the repository as a user starts it: (exit status, stdout, stderr)."""
-    import os
-
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *map(str, flags)],
         **{"cwd": cwd, "timeout": timeout, "capture_output": True, "text": True},
