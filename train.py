@@ -55,19 +55,21 @@ def main(argv):
     status = "failed"
     try:
         train(settings, run, model.to(device), tokenizer, data, weights, backend, device)
+        config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
     except FloatingPointError as error:
         status = "diverged"
         print(f"error: diverged: {error}; no weight was changed by this step", file=sys.stderr)
-    except OSError as error:  # the disk is full, the folder is gone: nothing the loop could go on with
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # a full disk, a folder gone, a weight without gradient: nothing to go on with
         print(f"error: {error}", file=sys.stderr)
     finally:
         statistics |= {"status": status, **summarise(analyze.read_metrics(run / "metrics.csv"))}
         write_json(run / "training_statistics.json", statistics)
-    if status == "finished":
-        config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
     plot_curves(run)
     print_summary(run, statistics)
     return {"finished": 0, "interrupted": 130}.get(status, 1)
@@ -104,7 +106,7 @@ def train(settings, run, model, tokenizer, data, weights, backend, device):
 
                 # Run it backward: the gradient of every weight.
                 loss.backward()
-                gradients = {name: weight.grad for name, weight in weights.items()}
+                gradients = selected_gradients(weights)
                 require_finite({f"the gradient of {name}": weight.grad for name, weight in model.named_parameters()})
                 backward_done = time.perf_counter()
 
@@ -164,6 +166,14 @@ def require_finite(tensors):
     for name, tensor in tensors.items():
         if tensor is not None and not torch.isfinite(tensor).all():
             raise FloatingPointError(f"{name} is not finite")
+
+
+def selected_gradients(weights):
+    """The gradients of the selected weights by name; ValueError where the model does not use one of them."""
+    for name, weight in weights.items():
+        if weight.grad is None:
+            raise ValueError(f"the selected weight {name} gets no gradient: the model does not use it, choose others")
+    return {name: weight.grad for name, weight in weights.items()}
 
 
 def measure_gradients(gradients, backend, settings, step):
