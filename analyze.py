@@ -3,28 +3,31 @@
 Figures go to RUN/analysis/. Plot functions take an Axes and return it.
 """
 
-import argparse
 import csv
 import json
+import os
+import re
 import sys
 from pathlib import Path
+
+import numpy as np
 
 import config
 
 # Okabe & Ito's colour-blind safe colours; what is classical is black everywhere.
-PALETTE = {"quantum": "#0072B2", "classical": "#000000", "train": "#999999"}
-ATTENTION_COLOURS = "viridis"
-MOST_TOKENS = 24  # more do not fit legibly on the axes of an attention map
+PALETTE = {"quantum": "#0072B2", "classical": "#000000", "batch": "#BBBBBB"}
+ATTENTION_COLOURS, DIFFERENCE_COLOURS = "viridis", "PuOr"
+MOST_TOKENS = 24  # what is longer is cut: more do not fit legibly on the axes of an attention map
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = config.OneLineParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders; default: the most recent in --results_dir")
     parser.add_argument(
         "--results_dir", default=config.load([]).results_dir, help="where run folders are [%(default)s]"
     )
     arguments = parser.parse_args(argv)
-    folders = [Path(name) for name in arguments.runs] or [most_recent(Path(arguments.results_dir))]
+    folders = [Path(name) for name in arguments.runs] or [most_recent(Path(os.path.expanduser(arguments.results_dir)))]
     analysed = 0
     for folder in folders:
         try:
@@ -32,7 +35,7 @@ def main(argv):
                 print(f"  {figure}")
             analysed += 1
         except (ValueError, OSError) as error:
-            print(f"skipped {folder}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"skipped {folder}: {one_line(error)}", file=sys.stderr)
     return 0 if analysed else 2
 
 
@@ -56,11 +59,19 @@ def read_run(folder):
     run = {"folder": folder}
     if not folder.is_dir():
         raise ValueError("no such run folder")
+    needed = {
+        "config": set(config.Settings._fields),
+        "environment": {"model", "data"},
+        "training_statistics": {"status", "steps", "evaluations", "selected_weights"},
+    }
     for key, name in (("settings", "config"), ("environment", "environment"), ("statistics", "training_statistics")):
         try:
             run[key] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise ValueError(f"{name}.json cannot be read: {error}") from None
+        if not isinstance(run[key], dict) or needed[name] - run[key].keys():
+            lacking = sorted(needed[name] - set(run[key] if isinstance(run[key], dict) else ()))
+            raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
     run["rows"] = read_metrics(folder / "metrics.csv")
     return run
 
@@ -70,6 +81,8 @@ def read_metrics(path):
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        if rows and {"step", "loss", "accuracy", "eval_loss", "eval_accuracy"} - rows[0].keys():
+            raise ValueError("its columns are not those of a run")
         return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
     except (ValueError, OSError, csv.Error) as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from None
@@ -79,30 +92,43 @@ def read_metrics(path):
 
 
 def analyze_run(run):
-    """Make a run's figures and return their paths."""
-    folder, settings, statistics = run["folder"], run["settings"], run["statistics"]
+    """Make a run's figures and return their paths; one that cannot be made is said, the others are."""
+    folder, statistics = run["folder"], run["statistics"]
     out = folder / "analysis"
     out.mkdir(exist_ok=True)
-    print(f"{folder}: {settings['update_rule']}, {statistics['status']} after {len(run['rows']) - 1} steps")
-    figures = [save_curves(out / "training_curves.png", run["rows"], caption(run))]
-    if (folder / "model").is_dir() and settings["sample_sentences"]:
-        figures.append(save_attention_maps(out / "attention_maps.png", run))
-    else:
-        print("  no attention maps: the run saved no model, or SAMPLE_SENTENCES is empty")
+    print(f"{folder}: {caption(run)}; {statistics['status']} after {statistics['steps']} steps")
+    figures = []
+    for name, save in (("training_curves", save_curves), ("attention_maps", save_attention_maps)):
+        try:
+            figures.append(save(out / f"{name}.png", run))
+        except (ValueError, OSError) as error:
+            print(f"  no {name}: {one_line(error)}")
     return figures
+
+
+def one_line(text):
+    return " ".join(str(text).split())
+
+
+def plain(text):
+    """Text for a figure: a dollar sign is a dollar sign, not the beginning of a formula."""
+    return text.replace("$", r"\$")
 
 
 def caption(run):
     """What was trained, on what, how: the line that stands with every figure of a run."""
     settings, model, data = run["settings"], run["environment"]["model"], run["environment"]["data"]
-    model_name = Path(model["path"]).name if model["kind"] == "local" else settings["model_name"]
-    data_name = f"{settings['dataset_name']} {settings['dataset_config']}"
-    if data["kind"] == "local":
-        data_name = Path(data["path"]).name
+    names = [settings["model_name"], f"{settings['dataset_name']} {settings['dataset_config']}".strip()]
+    for index, source in enumerate((model, data)):
+        if source["kind"] == "local":
+            names[index] = Path(source["path"]).name
+        elif source["kind"] == "embedded":
+            stands_in = f" (in place of {source['stands_in_for']})" if "stands_in_for" in source else ""
+            names[index] = ("embedded model", "embedded sentences")[index] + stands_in
     rule = settings["update_rule"]
     if rule == "quantum":
         rule += f" ({settings['circuit']}, {settings['num_qubits']} qubits, {settings['shots']} shots)"
-    return f"{model_name} on {data_name.strip()}, {settings['train_size'] or 'all'} examples, {rule}"
+    return f"{' on '.join(names)}, {settings['train_size'] or 'all'} examples, {rule}"
 
 
 def new_figure(width, height):
@@ -117,83 +143,111 @@ def save_figure(figure, path):
     return path
 
 
-def save_curves(path, rows, title):
+def save_curves(path, run):
     """The figure of loss and accuracy over the steps of one run, saved to path."""
-    figure = new_figure(9, 3.6)
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    plot_curve(loss_axes, rows, "loss")
-    plot_curve(accuracy_axes, rows, "accuracy")
-    accuracy_axes.set_ylim(0, 1.02)
-    figure.suptitle(title, fontsize=9)
+    if not run["rows"]:
+        raise ValueError("metrics.csv has no rows")
+    figure = new_figure(9, 3.8)
+    for ax, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        plot_curve(ax, run["rows"], quantity, PALETTE[run["settings"]["update_rule"]])
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    figure.suptitle(plain(caption(run)), fontsize=9)
     return save_figure(figure, path)
 
 
-def plot_curve(ax, rows, quantity):
-    """Training batches (thin) and evaluation set (marked) of "loss" or "accuracy" over steps."""
-    steps = [row for row in rows if row["step"]]
+def plot_curve(ax, rows, quantity, color):
+    """Training batches (thin) and evaluation set (marked, in the rule's colour) of "loss" or "accuracy" over steps."""
+    steps = [row for row in rows if row["loss"] is not None]
     evaluated = [row for row in rows if row[f"eval_{quantity}"] is not None]
-    ax.plot(
-        [row["step"] for row in steps], [row[quantity] for row in steps], color=PALETTE["train"], lw=0.9, label="batch"
-    )
+    batches = [row["step"] for row in steps], [row[quantity] for row in steps]
+    ax.plot(*batches, color=PALETTE["batch"], lw=0.9, label="training batch")
     points = [row["step"] for row in evaluated], [row[f"eval_{quantity}"] for row in evaluated]
-    ax.plot(*points, color=PALETTE["quantum"], marker="o", ms=5, label="evaluation set")
+    ax.plot(*points, color=color, marker="o", ms=5, label="evaluation set")
     ax.set(xlabel="step", ylabel=quantity)
+    if quantity == "accuracy":
+        ax.set_ylim(0, 1.02)
     ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
     return ax
 
 
 def save_attention_maps(path, run):
-    """Attention of the first selected layer, averaged over heads: a row per sentence, before and after training."""
-    settings = run["settings"]
-    layer = 0 if settings["attention_layers"] == "all" else settings["attention_layers"][0]
-    source = run["environment"]["model"]
-    after = attention(run["folder"] / "model", settings["sample_sentences"], layer)
-    maps = [("after", after)]
+    """Attention of the first selected layer, averaged over heads: a row per sentence; before, after, difference."""
+    sentences, source = run["settings"]["sample_sentences"], run["environment"]["model"]
+    if not sentences:
+        raise ValueError("SAMPLE_SENTENCES is empty")
+    if not (run["folder"] / "model").is_dir():
+        raise ValueError("the run saved no model")
+    layer = first_layer(run)
+    after = attention(run["folder"] / "model", sentences, layer)
     try:
-        maps.insert(0, ("before", attention(source.get("path") or source["id"], settings["sample_sentences"], layer)))
+        before = attention(source.get("path") or source["id"], sentences, layer, source.get("revision"))
     except (ValueError, OSError) as error:
-        print(f"  attention after training only, the start is not available: {' '.join(str(error).split())[:150]}")
-    rows, longest = len(after), max(len(tokens) for tokens, _ in after)
-    side = max(3.2, 0.28 * longest + 1.2)
-    figure = new_figure(side * len(maps) + 0.8, side * rows)
-    grid = figure.subplots(rows, len(maps), squeeze=False)
-    for column, (when, sentences) in enumerate(maps):
-        for row, (tokens, weights) in enumerate(sentences):
-            top = max(sentence_maps[row][1].max() for _, sentence_maps in maps)
-            ax, image = plot_attention(grid[row][column], tokens, weights, top)
-            ax.set_title(f"{when} training", fontsize=9)
-            if column == len(maps) - 1:
-                figure.colorbar(image, ax=list(grid[row]), shrink=0.8, label="attention (mean over heads)")
-    figure.suptitle(f"Layer {layer}. {caption(run)}", fontsize=9)
+        print(f"  attention after training only, the start is not available: {one_line(error)[:150]}")
+        before = None
+    columns = 1 if before is None else 3
+    side = max(3.2, 0.28 * max(len(tokens) for tokens, _ in after) + 1.2)
+    figure = new_figure(side * columns + 1.6, side * len(after) + 0.5)
+    grid = figure.subplots(len(after), columns, squeeze=False)
+    for row, (tokens, weights) in enumerate(after):
+        shown = {"after training": weights}
+        if before is not None:
+            shown = {"before training": before[row][1], **shown, "after - before": weights - before[row][1]}
+        top = max(shown[when].max() for when in shown if when != "after - before")
+        for ax, (when, values) in zip(grid[row], shown.items(), strict=True):
+            difference = when == "after - before"
+            limits = (-np.abs(values).max(), np.abs(values).max()) if difference else (0, top)
+            image = plot_attention(ax, tokens, values, limits, DIFFERENCE_COLOURS if difference else ATTENTION_COLOURS)
+            ax.set_title(when, fontsize=9)
+            if when != "before training":
+                figure.colorbar(image, ax=ax, shrink=0.8)
+    figure.suptitle(plain(f"Attention of layer {layer}, mean over heads. {caption(run)}"), fontsize=9)
     return save_figure(figure, path)
 
 
-def plot_attention(ax, tokens, weights, top):
-    """One attention map, float (tokens, tokens), rows attend to columns, colours from 0 to top; returns (ax, image)."""
-    image = ax.imshow(weights, cmap=ATTENTION_COLOURS, vmin=0, vmax=top)
-    ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
-    ax.set_yticks(range(len(tokens)), tokens, fontsize=8)
+def first_layer(run):
+    """Number of the first selected layer: as set, or where a pattern selected, the first number in a weight's name."""
+    layers = run["settings"]["attention_layers"]
+    if layers != "all":
+        return layers[0]
+    name = next(iter(run["statistics"]["selected_weights"]), "")
+    number = re.search(r"\.(\d+)\.", name)
+    return int(number.group(1)) if number else 0
+
+
+def plot_attention(ax, tokens, weights, limits, colours):
+    """One attention map, float (tokens, tokens): rows attend to columns. Returns the image, for a colour bar."""
+    image = ax.imshow(weights, cmap=colours, vmin=limits[0], vmax=limits[1])
+    labels = [plain(token) for token in tokens]
+    ax.set_xticks(range(len(tokens)), labels, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(tokens)), labels, fontsize=8)
     ax.set(xlabel="attended token", ylabel="attending token")
-    return ax, image
+    return image
 
 
-def attention(model_name, sentences, layer):
+def attention(model_name, sentences, layer, revision=None):
     """[(tokens, weights)] per sentence: weights float (tokens, tokens), averaged over the heads of a layer."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model_name, local_files_only=True)
+    where = {"revision": revision or "main", "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(model_name, **where)
     # Only the eager implementation hands the attention weights out.
-    model = AutoModel.from_pretrained(model_name, attn_implementation="eager", local_files_only=True).float().eval()
+    model = AutoModel.from_pretrained(model_name, attn_implementation="eager", **where).float().eval()
     maps = []
     for sentence in sentences:
         inputs = tokenizer(sentence, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
-        weights = model(**inputs, output_attentions=True).attentions[layer][0].mean(dim=0)
-        tokens = tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
-        maps.append(([token.lstrip("Ġ▁") or token for token in tokens], weights.detach().numpy()))
+        outputs = model(**inputs, output_attentions=True)
+        layers = outputs.get("attentions") or outputs.get("encoder_attentions") or ()
+        if layer >= len(layers):
+            raise ValueError(f"the model hands out the attention of {len(layers)} layers, not of layer {layer}")
+        tokens = [
+            tokenizer.convert_tokens_to_string([t]).strip() or t
+            for t in tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist())
+        ]
+        maps.append((tokens, layers[layer][0].mean(dim=0).detach().numpy()))
     return maps
 
 

@@ -12,17 +12,18 @@ import math
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 # --- Model
-MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id or local folder
+MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id, local folder, or "embedded"
 NUM_LABELS = 2  # number of classes; labels are 0 .. NUM_LABELS - 1
 ATTENTION_LAYERS = [0]  # layers whose attention weights (q, k, v, out) are selected, from 0; "all" for every layer
 ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in place of ATTENTION_LAYERS; "" = off
 
 # --- Data
-DATASET_NAME = "glue"  # "glue", a hub id, or a local folder or file (.tsv, .csv, .jsonl, .parquet)
+DATASET_NAME = "glue"  # "glue", a hub id, "embedded", or a local folder or file (.tsv, .csv, .jsonl, .parquet)
 DATASET_CONFIG = "sst2"  # GLUE task or configuration of a hub data set; "" = none; local data ignore it
 TEXT_COLUMNS = []  # one or two columns of text; [] = those of the GLUE task, else the one named sentence or text
 LABEL_COLUMN = "label"  # column of the labels
@@ -34,6 +35,7 @@ MAX_LENGTH = 128  # longest input in tokens; what is longer is cut
 NUM_EPOCHS = 3  # passes over the training examples
 BATCH_SIZE = 8  # examples per step
 LEARNING_RATE = 5e-5  # AdamW learning rate at the start, decays linearly to 0
+EMBEDDED_LEARNING_RATE = 2e-4  # the same for the embedded model, which is small; --learning_rate overrides both
 WEIGHT_DECAY = 0.01  # AdamW weight decay; 0 = off
 SEED = 42  # draws splits, head, data order, dropout and shots; another seed, another run
 DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "cuda"
@@ -69,6 +71,7 @@ _LIMITS = {
     "NUM_EPOCHS": ("a whole number", 1, 10_000),
     "BATCH_SIZE": ("a whole number", 1, 100_000),
     "LEARNING_RATE": ("a number", 0, 10),
+    "EMBEDDED_LEARNING_RATE": ("a number", 0, 10),
     "WEIGHT_DECAY": ("a number", 0, 10),
     "SEED": ("a whole number", 0, 2**32 - 1),
     "DEVICE": ("one of", "auto", "cpu", "cuda"),
@@ -138,7 +141,8 @@ def write_atomically(path, write):
 
 
 def load_or_exit(argv):
-    """`load`, for the first lines of a script: a refused setting prints one line and exits with status 2."""
+    """`load`, for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
+    signal.signal(signal.SIGINT, lambda *_: exit_with("interrupted", status=130))
     try:
         return load(argv)
     except ValueError as error:
@@ -147,6 +151,7 @@ def load_or_exit(argv):
 
 def run_as_script(main):
     """Call main(argv) and exit with its status; what the user can mend, and Ctrl-C, become one line."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:]))
     except (ValueError, OSError) as error:
@@ -161,17 +166,19 @@ def exit_with(error, status=2):
     sys.exit(status)
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are ValueErrors of one line, with the nearest flag."""
+
     def error(self, message):
         flags = [word for word in message.split() if word.startswith("--")]
         known = self._option_string_actions
         hint = _nearest(flags[0], known) if flags and flags[0].rstrip(":") not in known else ""
-        raise ValueError(f"{message}{hint}; --help lists the settings")
+        raise ValueError(f"{message}{hint}; --help lists what is allowed")
 
 
 def _parser():
     meanings = dict(re.findall(r"^([A-Z_]+) = .*?  # (.*)$", Path(__file__).read_text(encoding="utf-8"), re.MULTILINE))
-    parser = _OneLineParser(
+    parser = OneLineParser(
         description="Every setting of config.py is a flag for one run; lists are written a,b or as JSON.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -207,7 +214,9 @@ def _from_text(name, text):
         if kind == "a number":
             return float(text)
         if "list" in kind and text != "all":
-            items = json.loads(text) if text.startswith("[") else [part.strip() for part in text.split(",")]
+            if text.startswith("["):
+                return json.loads(text)
+            items = [part.strip() for part in text.split(",")]
             return [int(item) for item in items] if "whole numbers" in kind else items
     except ValueError:
         pass
@@ -250,7 +259,7 @@ def _check_together(settings):
             f"ATTENTION_LAYERS = {list(settings.attention_layers)!r} contradicts ATTENTION_PATTERN = "
             f'{settings.attention_pattern!r}, which selects by name: allowed with it is only ATTENTION_LAYERS = "all"'
         )
-    if settings.dataset_name in ("glue", "nyu-mll/glue"):
+    if settings.dataset_name in ("glue", "nyu-mll/glue") and not Path(settings.dataset_name).exists():
         if task not in _GLUE_LABELS:
             raise ValueError(f"DATASET_CONFIG = {task!r}: allowed with GLUE is one of {', '.join(_GLUE_LABELS)}")
         if settings.num_labels != _GLUE_LABELS[task]:

@@ -41,8 +41,8 @@ LARGEST_CONDITION = 1e3
 def graph(angles, entangling_angle):
     """Superposition, a ring of RZZ(phi), then the encoding RY(theta_i): a weighted graph state, read off one axis.
 
-    RZZ commutes with Z and turns <X_i> = 1 of the |+> state into cos(phi)^deg(i) (Hein et al., quant-ph/0602096,
-    section 3 for weighted graph states); RY(theta) measures -Z as X sin(theta) - Z cos(theta). Hence
+    RZZ commutes with Z and turns <X_i> = 1 of the |+> state into cos(phi)^deg(i) (weighted graph states: Hein et al.,
+    quant-ph/0602096); RY(theta) measures -Z as X sin(theta) - Z cos(theta). Hence
     -<Z_i> = sin(theta_i) cos(phi)^deg(i), whatever the other angles are.
     """
     circuit = QuantumCircuit(len(angles), name="graph")
@@ -66,8 +66,9 @@ def product(angles, entangling_angle):
 def chain(angles, entangling_angle):
     """H, RY(theta), a chain of CX, RY(theta / 2): data re-uploading (Perez-Salinas et al., Quantum 4, 226, 2020).
 
-    -<Z_j> = +-cos(theta_j / 2) sin(theta_0) ... sin(theta_j) + sin(theta_j / 2) cos(theta_j) cos(theta_j+1) for j > 0
-    is linear near 0 only; up to |sin(theta)| = 0.4 the second term wins and every sign is right.
+    With c, s for cos, sin of theta: |<Z_0>| = sin(theta_0 / 2) c_0 c_1 + cos(theta_0 / 2) s_0, and for j > 0
+    -<Z_j> = sin(theta_j / 2) c_j c_j+1 +- cos(theta_j / 2) s_0 ... s_j (c_n = 1). Linear near 0 only: up to |s| = 0.4
+    the first term wins and every sign is right, but the size is biased, see `describe`.
     """
     circuit = QuantumCircuit(len(angles), name="chain")
     circuit.h(circuit.qubits)
@@ -129,6 +130,11 @@ def build_ansatz(name, num_qubits, entangling_angle):
     function, encoding_range = CIRCUITS[name]
     angles = ParameterVector("θ", num_qubits)
     circuit = function(angles, entangling_angle)
+    if circuit.num_qubits != num_qubits or circuit.num_clbits:
+        raise ValueError(
+            f"CIRCUIT = {name!r} has {circuit.num_qubits} qubits and {circuit.num_clbits} classical bits: "
+            f"allowed are NUM_QUBITS = {num_qubits} and none, it is measured for you"
+        )
     response = response_matrix(circuit, angles, encoding_range)
     singular = np.linalg.svd(response, compute_uv=False)
     if singular[-1] < SMALLEST_RESPONSE or singular[0] > LARGEST_CONDITION * singular[-1]:
@@ -336,8 +342,9 @@ def finished_step(qubits, gate, rotations):
 
 
 class Cost(NamedTuple):
-    """What an update took: circuits run, shots measured, and seconds of wall time."""
+    """What an update took: entries of the weight measured, circuits run, shots measured, and seconds of wall time."""
 
+    entries: int
     circuits: int
     shots: int
     seconds: float
@@ -395,7 +402,7 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
     if not torch.isfinite(update).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
     update = update.reshape(gradient.shape).to(gradient.device)
-    return update, Cost(*cost(flat.numel(), n, shots), time.perf_counter() - started)
+    return update, Cost(flat.numel(), *cost(flat.numel(), n, shots), time.perf_counter() - started)
 
 
 # --- What the circuits are: `python quantum_circuits.py` --------------------------------------------------------------
@@ -407,17 +414,23 @@ def describe(name, ansatz, shots):
     uniform = np.random.default_rng(0).uniform(-1, 1, (100, n))
     entanglement = np.mean([meyer_wallach(ansatz, x) for x in uniform])
     covariances = [noise_covariance(outcome_probabilities(ansatz, x)) for x in uniform]
-    correlation = max(np.abs(c / np.sqrt(np.outer(np.diag(c), np.diag(c))) - np.eye(n)).max() for c in covariances)
+    means = np.array([outcome_probabilities(ansatz, x) for x in uniform]) @ minus_z(n)
+    bias = np.sqrt(np.mean((means @ ansatz.inverse.T - uniform) ** 2))
     spread = np.sqrt(np.mean([np.diag(ansatz.inverse @ c @ ansatz.inverse.T) for c in covariances]) / shots)
     native = transpile(ansatz.circuit, basis_gates=["cx", "rz", "sx", "x"], seed_transpiler=0, optimization_level=1)
     circuits, total = cost(768 * 768, n, shots)
-    response = np.array2string(np.round(ansatz.response, 9) + 0.0, precision=3, prefix="  response R       ")
+    indent = "  response R       "
+    response = np.array2string(np.round(ansatz.response, 9) + 0.0, precision=3, prefix=indent)
+    half = noise_covariance(outcome_probabilities(ansatz, np.full(n, 0.5)))
+    covariance = np.array2string(np.round(half, 3) + 0.0, precision=3, prefix=indent)
     return (
         f"{name}: {n} qubits\n"
         f"  response R       {response}\n"
         f"  condition        {np.linalg.cond(ansatz.response):.3g}, encoding range {ansatz.encoding_range}\n"
         f"  entanglement     Meyer-Wallach Q = {entanglement:.3f}, mean over 100 random groups\n"
-        f"  shot noise       {spread:.3f} max |g| per weight at {shots} shots, correlations up to {correlation:.2f}\n"
+        f"  bias             {bias:.3f} max |g| per weight, root mean square over uniform x\n"
+        f"  shot noise       {spread:.3f} max |g| per weight, root mean square, at {shots} shots\n"
+        f"  covariance       {covariance} per shot, at x = 0.5\n"
         f"  depth            {native.depth()}, {native.count_ops().get('cx', 0)} CX, as rz, sx, x and cx gates\n"
         f"  cost             a 768 x 768 weight: {circuits:,} circuits, {total:,} shots per step\n"
     )

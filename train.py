@@ -4,12 +4,14 @@ Settings are in config.py, or given as flags. Every run gets a folder of its own
 plots it. The training loop is `train`, below: one straight block, a stage at a time.
 """
 
+import os
 import sys
 
 import config
 
 if __name__ == "__main__":
     config.load_or_exit(sys.argv[1:])  # before the slow imports: --help and a mistyped setting answer at once
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's spinning threads starve whatever else runs
 
 import csv
 import json
@@ -40,45 +42,47 @@ PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy"
 def main(argv):
     """One run from settings to summary. Returns the exit status: 0, 1 when it diverged or failed, 130 after Ctrl-C."""
     settings = config.load(argv)
+    results = Path(os.path.expanduser(settings.results_dir))
+    if results.exists() and not results.is_dir():
+        raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: is a file, allowed is a folder")
     device = choose_device(settings.device)
     backend = make_backend(settings)
-    data = model_utils.load_data(settings)
-    model, tokenizer, model_source = model_utils.load_model(settings)
+    settings, data, model, tokenizer, model_source = load_or_stand_in(settings, config.given_flags(argv))
     weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
-    run = create_run_folder(settings.results_dir)
-    write_json(run / "config.json", settings._asdict())
-    write_json(run / "environment.json", describe_environment(argv, device, backend, model_source, data.source))
-    statistics = {"status": "running", "rule": settings.update_rule, "selected_weights": count_entries(weights)}
-    write_json(run / "training_statistics.json", statistics)
-    announce(settings, run, device, data, weights, model_source, note)
+    train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
+    eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
 
+    run = create_run_folder(results)
+    statistics = {"status": "running", "selected_weights": {name: weight.numel() for name, weight in weights.items()}}
     status = "failed"
     try:
-        train(settings, run, model.to(device), tokenizer, data, weights, backend, device)
+        write_json(run / "config.json", settings._asdict())
+        write_json(run / "environment.json", describe_environment(argv, device, backend, model_source, data.source))
+        write_json(run / "training_statistics.json", statistics)
+        announce(settings, run, device, data, weights, model_source, note)
+        train(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device)
         config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
     except FloatingPointError as error:
         status = "diverged"
-        print(f"error: diverged: {error}; no weight was changed by this step", file=sys.stderr)
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # a full disk, a folder gone, a weight without gradient: nothing to go on with
+        print(f"error: diverged: {error}", file=sys.stderr)
+    except (UnusedWeight, OSError) as error:  # a full disk, a folder gone: nothing that the loop could go on with
         print(f"error: {error}", file=sys.stderr)
+    except ValueError as error:
+        raise RuntimeError("a bug in the training loop, not in the settings") from error
     finally:
-        statistics |= {"status": status, **summarise(analyze.read_metrics(run / "metrics.csv"))}
+        metrics = run / "metrics.csv"
+        statistics |= {"status": status, **summarise(analyze.read_metrics(metrics) if metrics.exists() else [])}
         write_json(run / "training_statistics.json", statistics)
-    plot_curves(run)
-    print_summary(run, statistics)
+    if metrics.exists():
+        show_results(analyze.read_run(run))
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
-def train(settings, run, model, tokenizer, data, weights, backend, device):
-    """The training loop. weights: the selected attention weights by name; every other weight is AdamW's."""
-    train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
-    eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
+def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend, device):
+    """The training loop, over tokenized sets. weights: the selected ones by name; every other weight is AdamW's."""
     total_steps = settings.num_epochs * math.ceil(len(train_set) / settings.batch_size)
     optimizer = make_optimizer(model, weights, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
@@ -89,8 +93,8 @@ def train(settings, run, model, tokenizer, data, weights, backend, device):
     with open(run / "metrics.csv", "w", newline="", encoding="utf-8") as file, progress_bar(total_steps) as bar:
         metrics = csv.DictWriter(file, METRICS)
         metrics.writeheader()
-        eval_loss, eval_accuracy = model_utils.evaluate(model, tokenizer, eval_set, settings.batch_size, device)
-        write_row(metrics, file, {"step": 0, "epoch": 0, "eval_loss": eval_loss, "eval_accuracy": eval_accuracy})
+        evaluation = evaluate(model, tokenizer, eval_set, settings, device)
+        write_row(metrics, file, {"step": 0, "epoch": 0, **evaluation})
 
         for epoch in range(1, settings.num_epochs + 1):
             for batch in shuffled_batches(len(train_set), settings.batch_size, settings.seed, epoch):
@@ -111,7 +115,7 @@ def train(settings, run, model, tokenizer, data, weights, backend, device):
                 backward_done = time.perf_counter()
 
                 # Measure the gradients of the selected weights with the circuits.
-                updates, circuits, shots = measure_gradients(gradients, backend, settings, step)
+                updates, cost = measure_gradients(gradients, backend, settings, step)
                 quantum_done = time.perf_counter()
 
                 # Step every weight once: the selected ones by what was measured, all others by AdamW.
@@ -120,7 +124,7 @@ def train(settings, run, model, tokenizer, data, weights, backend, device):
                 scheduler.step()
                 model.zero_grad()
 
-                # Record the step; evaluate at the end of an epoch.
+                # Record the step.
                 row = {
                     "step": step,
                     "epoch": epoch,
@@ -128,28 +132,19 @@ def train(settings, run, model, tokenizer, data, weights, backend, device):
                     "accuracy": (logits.argmax(dim=-1) == labels).float().mean().item(),
                     "learning_rate": learning_rate,
                     **compare(gradients, changes),
-                    "circuits": circuits,
-                    "shots": shots,
+                    **cost,
                     "seconds_forward": forward_done - started,
                     "seconds_backward": backward_done - forward_done,
                     "seconds_quantum": quantum_done - backward_done,
                     "seconds_other": time.perf_counter() - quantum_done,
                 }
-                epoch_done = step * settings.num_epochs == epoch * total_steps
-                if epoch_done:
-                    eval_loss, eval_accuracy = model_utils.evaluate(
-                        model, tokenizer, eval_set, settings.batch_size, device
-                    )
-                    row |= {"eval_loss": eval_loss, "eval_accuracy": eval_accuracy}
-                    save_checkpoint(run, model, optimizer, scheduler, epoch, step)
                 write_row(metrics, file, row)
-                bar.set_postfix(
-                    loss=f"{row['loss']:.3f}",
-                    lr=f"{learning_rate:.1e}",
-                    cos=f"{row['cosine']:.3f}",
-                    acc=f"{eval_accuracy:.3f}",
-                )
-                bar.update()
+                show_progress(bar, row, evaluation)
+
+            # Evaluate and save at the end of the epoch.
+            evaluation = evaluate(model, tokenizer, eval_set, settings, device)
+            write_row(metrics, file, {"step": step, "epoch": epoch, **evaluation})
+            save_checkpoint(run, model, optimizer, scheduler, epoch, step)
 
 
 # --- Stages of a step -------------------------------------------------------------------------------------------------
@@ -168,22 +163,27 @@ def require_finite(tensors):
             raise FloatingPointError(f"{name} is not finite")
 
 
+class UnusedWeight(Exception):
+    """A selected weight that the model does not use."""
+
+
 def selected_gradients(weights):
-    """The gradients of the selected weights by name; ValueError where the model does not use one of them."""
+    """The gradients of the selected weights by name; UnusedWeight where the model does not use one of them."""
     for name, weight in weights.items():
         if weight.grad is None:
-            raise ValueError(f"the selected weight {name} gets no gradient: the model does not use it, choose others")
+            raise UnusedWeight(f"the selected weight {name} gets no gradient: the model does not use it, choose others")
     return {name: weight.grad for name, weight in weights.items()}
 
 
 def measure_gradients(gradients, backend, settings, step):
-    """(updates by name, circuits, shots): what the circuits make of the gradients; nothing for the classical rule.
+    """(updates by name, cost): what the circuits make of the gradients; no updates for the classical rule.
 
     With QUANTUM_OPTIMIZER = "adamw" an update is the measured gradient itself, for AdamW to step on.
+    cost: coverage (part of the selected entries that were measured, None where nothing is to be), circuits and shots.
     """
-    updates, circuits, shots = {}, 0, 0
-    if settings.update_rule != "quantum":
-        return updates, circuits, shots
+    if settings.update_rule == "classical":
+        return {}, {"coverage": None, "circuits": 0, "shots": 0}
+    updates, costs = {}, []
     for index, (name, gradient) in enumerate(gradients.items()):
         updates[name], cost = quantum_circuits.quantum_parameter_update(
             gradient,
@@ -193,9 +193,12 @@ def measure_gradients(gradients, backend, settings, step):
             seed=(settings.seed, step, index),
             normalization=settings.normalization,
         )
-        circuits += cost.circuits
-        shots += cost.shots
-    return updates, circuits, shots
+        costs.append(cost)
+    return updates, {
+        "coverage": sum(cost.entries for cost in costs) / sum(gradient.numel() for gradient in gradients.values()),
+        "circuits": sum(cost.circuits for cost in costs),
+        "shots": sum(cost.shots for cost in costs),
+    }
 
 
 @torch.no_grad()
@@ -213,16 +216,59 @@ def step_weights(weights, updates, optimizer, quantum_optimizer):
     return {name: before[name] - weight for name, weight in weights.items()}
 
 
+def evaluate(model, tokenizer, eval_set, settings, device):
+    """Loss and accuracy on the evaluation set, as a row of metrics.csv has them."""
+    loss, accuracy = model_utils.evaluate(model, tokenizer, eval_set, settings.batch_size, device)
+    require_finite({"the evaluation loss": torch.tensor(loss)})
+    return {"eval_loss": loss, "eval_accuracy": accuracy}
+
+
 def compare(gradients, changes):
-    """Cosine between change and gradient over all selected weights, both norms, and the part of the weights covered."""
+    """Cosine between change and gradient over all selected weights, and the norms of both."""
     dot = sum(torch.sum(gradients[name].double() * changes[name].double()).item() for name in gradients)
     gradient_norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients.values()))
     update_norm = math.sqrt(sum(change.double().square().sum().item() for change in changes.values()))
     cosine = dot / (gradient_norm * update_norm) if gradient_norm * update_norm > 0 else 0.0
-    return {"cosine": cosine, "gradient_norm": gradient_norm, "update_norm": update_norm, "coverage": 1.0}
+    return {"cosine": cosine, "gradient_norm": gradient_norm, "update_norm": update_norm}
 
 
 # --- Preparation ------------------------------------------------------------------------------------------------------
+
+
+def load_or_stand_in(settings, given):
+    """(settings, data, model, tokenizer, model source), settings as they are really used.
+
+    Where the hub cannot give the published model or data, the embedded ones stand in, loudly. What the user named
+    himself (`given`: the settings on the command line; or another name in config.py) is never swapped: OutOfReach.
+    """
+    named = (settings.dataset_name, settings.dataset_config)
+    try:
+        data = model_utils.load_data(settings)
+    except model_utils.OutOfReach as why:
+        if named != model_utils.PUBLISHED_DATA or given & {"dataset_name", "dataset_config"}:
+            raise
+        warn(f"the embedded sentences stand in for {' '.join(named)}: {why}")
+        settings = settings._replace(dataset_name="embedded", dataset_config="")
+        data = model_utils.load_data(settings)
+        data.source["stands_in_for"] = " ".join(named)
+
+    stands_in_for = {}
+    try:
+        model, tokenizer, source = model_utils.load_model(settings)
+    except model_utils.OutOfReach as why:
+        if settings.model_name != model_utils.PUBLISHED_MODEL or "model_name" in given:
+            raise
+        warn(f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run: {why}")
+        stands_in_for = {"stands_in_for": settings.model_name}
+        settings = settings._replace(model_name="embedded")
+        model, tokenizer, source = model_utils.load_model(settings)
+    if settings.model_name == "embedded" and "learning_rate" not in given:
+        settings = settings._replace(learning_rate=settings.embedded_learning_rate)
+    return settings, data, model, tokenizer, source | stands_in_for
+
+
+def warn(message):
+    print(f"*** {' '.join(message.split())} ***", file=sys.stderr, flush=True)
 
 
 def choose_device(name):
@@ -250,7 +296,7 @@ def make_optimizer(model, weights, settings):
 
 def create_run_folder(results_dir):
     """A new folder run_YYYYmmdd_HHMMSS, with _1, _2, ... appended where that second is taken."""
-    base = Path(results_dir) / time.strftime("run_%Y%m%d_%H%M%S")
+    base = results_dir / time.strftime("run_%Y%m%d_%H%M%S")
     base.parent.mkdir(parents=True, exist_ok=True)
     candidate, taken = base, 0
     while True:
@@ -263,7 +309,7 @@ def create_run_folder(results_dir):
 
 
 def write_json(path, content):
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     config.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -321,13 +367,9 @@ def describe_environment(argv, device, backend, model_source, data_source):
     }
 
 
-def count_entries(weights):
-    return {name: weight.numel() for name, weight in weights.items()}
-
-
 def summarise(rows):
     """What training_statistics.json says beside the status, from the rows of metrics.csv: counts, sums, evaluations."""
-    steps = [row for row in rows if row["step"]]
+    steps = [row for row in rows if row["loss"] is not None]
     evaluated = [row for row in rows if row["eval_accuracy"] is not None]
     evaluations = [
         {"step": int(row["step"]), "loss": row["eval_loss"], "accuracy": row["eval_accuracy"]} for row in evaluated
@@ -353,10 +395,19 @@ def progress_bar(total_steps):
     return tqdm(total=total_steps, unit="step", dynamic_ncols=True)
 
 
+def show_progress(bar, row, evaluation):
+    accuracy = f"{evaluation['eval_accuracy']:.3f}"
+    bar.set_postfix(
+        loss=f"{row['loss']:.3f}", lr=f"{row['learning_rate']:.1e}", cos=f"{row['cosine']:.3f}", acc=accuracy
+    )
+    bar.update()
+
+
 def announce(settings, run, device, data, weights, model_source, note):
     entries = sum(weight.numel() for weight in weights.values())
     circuits = sum(quantum_circuits.cost(weight.numel(), settings.num_qubits, 1)[0] for weight in weights.values())
     print(f"model:   {settings.model_name}, {model_source['parameters']:,} weights, on {device}")
+    print(f"rate:    {settings.learning_rate:g} for AdamW, decaying to 0")
     print(f"data:    {settings.dataset_name}: {len(data.train)} training, {len(data.evaluation)} evaluation examples")
     print(f"weights: {entries:,} entries of {len(weights)} attention weights, rule {settings.update_rule}")
     if settings.update_rule == "quantum":
@@ -367,22 +418,19 @@ def announce(settings, run, device, data, weights, model_source, note):
     print(f"run:     {run}", flush=True)
 
 
-def plot_curves(run):
-    rows = analyze.read_metrics(run / "metrics.csv")
-    if len(rows) > 1:
-        analyze.save_curves(run / "training_curves.png", rows, analyze.caption(analyze.read_run(run)))
-
-
-def print_summary(run, statistics):
-    evaluations = statistics["evaluations"]
-    print(f"\n{statistics['status']} after {statistics['steps']} steps", end="")
+def show_results(run):
+    """Draw the curves of a run, as analyze.read_run gives it, and print what it came to and where its files are."""
+    statistics = run["statistics"]
+    if run["rows"]:
+        analyze.save_curves(run["folder"] / "training_curves.png", run)
+    print(f"\n{analyze.caption(run)}\n{statistics['status']} after {statistics['steps']} steps", end="")
     if statistics["steps"]:
         print(f", {statistics['seconds_per_step']:.2f} s per step", end="")
-    if evaluations:
-        first, last = evaluations[0]["accuracy"], evaluations[-1]["accuracy"]
+    if statistics["evaluations"]:
+        first, last = statistics["evaluations"][0]["accuracy"], statistics["evaluations"][-1]["accuracy"]
         print(f"; evaluation accuracy {first:.3f} before, {last:.3f} now", end="")
     print()
-    for path in sorted(run.iterdir()):
+    for path in sorted(run["folder"].iterdir()):
         print(f"  {path}{'/' if path.is_dir() else ''}")
 
 

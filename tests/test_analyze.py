@@ -49,7 +49,7 @@ def test_without_the_start_only_what_is_left_is_shown(finished_run, tmp_path, ca
 
 def test_curves_hold_every_step_and_evaluation(finished_run):
     rows = analyze.read_run(finished_run)["rows"]
-    ax = analyze.plot_curve(analyze.new_figure(4, 3).subplots(), rows, "accuracy")
+    ax = analyze.plot_curve(analyze.new_figure(4, 3).subplots(), rows, "accuracy", "black")
     batch, evaluation = ax.get_lines()
     assert list(batch.get_xdata()) == [1, 2, 3, 4, 5, 6] and list(evaluation.get_xdata()) == [0, 3, 6]
     assert list(evaluation.get_ydata()) == [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]
@@ -75,6 +75,36 @@ def test_broken_runs_are_skipped_with_a_line(finished_run, tmp_path, capsys):
     assert analyze.main([str(empty)]) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "config.json lacks attention_layers"),
+        ("environment.json", "null", "environment.json lacks data, model"),
+        ("training_statistics.json", "{}", "training_statistics.json lacks evaluations"),
+        ("metrics.csv", "a,b\n1,2\n", "metrics.csv cannot be read: its columns are not those of a run"),
+    ],
+)
+def test_odd_files_in_a_run_are_named(finished_run, tmp_path, name, content, message):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        analyze.read_run(run)
+
+
+def test_dollar_signs_are_no_formulas_and_the_layer_is_the_selected_one(finished_run, tmp_path):
+    run = analyze.read_run(finished_run)
+    run["settings"] |= {"sample_sentences": ["a $_$ b $$"], "attention_layers": [1]}
+    run["environment"]["data"] = {"kind": "local", "path": "a$_$b"}
+    assert analyze.save_curves(tmp_path / "c.png", run).exists()
+    assert analyze.save_attention_maps(tmp_path / "a.png", run).exists()
+    assert analyze.first_layer(run) == 1
+    run["settings"]["attention_layers"] = "all"
+    run["statistics"]["selected_weights"] = {"encoder.layer.7.attention.self.query.weight": 4}
+    assert analyze.first_layer(run) == 7
+    with pytest.raises(ValueError, match="attention of 2 layers, not of layer 7"):
+        analyze.save_attention_maps(tmp_path / "a.png", run)
+
+
 def test_a_half_written_last_row_is_left_out(finished_run, tmp_path):
     text = (finished_run / "metrics.csv").read_text()
     (tmp_path / "metrics.csv").write_text(text + "7,3,0.5")
@@ -91,4 +121,4 @@ def test_interrupted_runs_have_curves_but_no_maps(finished_run, tmp_path, capsys
     (run / "training_statistics.json").write_text(json.dumps(statistics | {"status": "interrupted"}))
     assert analyze.main([str(run)]) == 0
     assert [path.name for path in (run / "analysis").iterdir()] == ["training_curves.png"]
-    assert "no attention maps" in capsys.readouterr().out
+    assert "no attention_maps: the run saved no model" in capsys.readouterr().out

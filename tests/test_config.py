@@ -67,6 +67,8 @@ REFUSED = [
     (["--attention_layers", "0,x"], "ATTENTION_LAYERS = '0,x': allowed is \"all\" or a list of whole numbers"),
     (["--attention_layers", "0,0"], 'ATTENTION_LAYERS = [0, 0]: allowed is "all" or a list'),
     (["--attention_layers", "-1"], 'ATTENTION_LAYERS = [-1]: allowed is "all" or a list'),
+    (["--attention_layers", "[1.7]"], 'ATTENTION_LAYERS = [1.7]: allowed is "all" or a list'),
+    (["--attention_layers", "[null]"], 'ATTENTION_LAYERS = [None]: allowed is "all" or a list'),
     (["--attention_layers", "[]"], 'ATTENTION_LAYERS = []: allowed is "all" or a list'),
     (["--text_columns", "a,b,c"], "TEXT_COLUMNS = ['a', 'b', 'c']: allowed is a list of 0 to 2 texts"),
     (

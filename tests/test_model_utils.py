@@ -1,8 +1,11 @@
 """Finding attention weights in every family, reading data good and bad, splits, batches, evaluation."""
 
+import decimal
 import json
+import os
 import re
 import socket
+import threading
 import time
 
 import pytest
@@ -59,6 +62,11 @@ def test_attention_weights_of_each_family(family, count, example):
     assert bool(note) == (family == "gpt2")
     with pytest.raises(ValueError, match=re.escape("ATTENTION_LAYERS = [3]: allowed with this model is 0 to 2")):
         model_utils.attention_weights(model, (3,))
+
+
+def test_fused_projections_are_found_by_their_names():
+    weights, note = model_utils.attention_weights(small_model("deberta"), (0,))
+    assert any("in_proj" in name for name in weights) and "in_proj" in note
 
 
 def test_albert_shares_its_layers_and_says_so():
@@ -125,6 +133,13 @@ BAD_FILES = [
     ("a.jsonl", '{"sentence": "x", "label": 1.5}\n{"sentence": "y", "label": 1}', "row 1: label 1.5, allowed"),
     ("a.jsonl", '{"sentence": "x", "label": 1}\n{broken', "a.jsonl: cannot be read as jsonl: "),
     ("a.jsonl", "[1, 2]\n", "a.jsonl: cannot be read as jsonl: line 1 is not a JSON object"),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y"}', "row 2: label None, allowed"),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y", "label": Infinity}', "row 2: label inf, allowed"),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n\n{broken', "jsonl: line 3: Expecting property name"),
+    ("a.tsv", "sentence\tlabel\nx\t1\ny\t0\tz\n", "row 2 has more fields than the header"),
+    ("a.csv", "sentence,sentence,label\nx,y,1\n", "the header names a column twice: sentence, sentence, label"),
+    ("a.csv", "sentence,label\nx,1\n", "a.csv: holds one row, at least two are needed"),
+    ("a.tsv", b"sentence\tlabel\n" + b"x\t1\n" * 50000 + b"\xe9\t1\n", "not UTF-8 text, byte 0xe9 at 200015"),
     ("a.parquet", "not parquet", "a.parquet: cannot be read as parquet: "),
     ("a.xls", "x", "allowed endings are .tsv, .csv, .jsonl, .json, .parquet"),
 ]
@@ -138,6 +153,20 @@ def test_bad_files_get_one_clear_line(tmp_path, name, text, message):
         settings = settings._replace(text_columns=("sentence",))
     with pytest.raises(ValueError, match=re.escape(message)):
         model_utils.load_data(settings)
+
+
+def test_odd_values_that_are_not_labels():
+    for value in (decimal.Decimal("0.5"), 0.5, True + 0.1, None, [], "1.0", "", float("nan")):
+        with pytest.raises(ValueError, match="allowed are whole numbers 0 to 1"):
+            model_utils.read_label(value, 2, "here")
+    assert [model_utils.read_label(value, 2, "") for value in ("1", 1.0, True, decimal.Decimal(1))] == [1, 1, 1, 1]
+
+
+def test_json_lines_may_hold_any_unicode(tmp_path):
+    rows = [{"sentence": "one\u2028two\u0085three", "label": 1}, {"sentence": "b", "label": 0}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
+    assert model_utils.read_table(path).rows == rows
 
 
 def test_missing_and_ambiguous_folders(tmp_path):
@@ -194,7 +223,7 @@ def test_hub_data_goes_through_the_same_door(monkeypatch):
         return datasets.DatasetDict(train=split, validation=split.select(range(10)), test=split)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(model_utils, "hub_in_reach", lambda: True)
+    monkeypatch.setattr(model_utils, "hub_problem", lambda path: "")
     settings = config.load(["--dataset_config", "qqp", "--train_size", "8", "--eval_size", "0"])
     data = model_utils.load_data(settings)
     assert asked == [("nyu-mll/glue", "qqp")]
@@ -205,20 +234,64 @@ def test_hub_data_goes_through_the_same_door(monkeypatch):
 # --- The hub out of reach
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["refused", "silent"])
-def test_hub_out_of_reach_is_found_in_seconds(monkeypatch, answers):
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        if answers:
-            silent.listen()  # takes the connection and never says a word
-        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+@pytest.fixture
+def hub(monkeypatch):
+    """A socket that stands in for the hub; what a test makes the module believe of it is forgotten afterwards."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}/")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        started = time.monotonic()
-        assert not model_utils.hub_in_reach(seconds=1.0)
-        assert time.monotonic() - started < 5
-        import os
+        monkeypatch.setattr(model_utils, "HUB_PROBLEMS", [])
+        yield server
 
-        assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+def answer_once(server, text):
+    server.listen()
+
+    def answer():
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(text.encode())
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+@pytest.mark.parametrize("listens", [False, True], ids=["refused", "silent"])
+def test_hub_out_of_reach_is_found_in_seconds(hub, listens):
+    if listens:
+        hub.listen()  # takes the connection and never says a word
+    started = time.monotonic()
+    assert model_utils.hub_problem("a/b/config.json", seconds=1.0) == "the hub cannot be reached"
+    assert time.monotonic() - started < 5 and os.environ["HF_HUB_OFFLINE"] == "1"
+    assert model_utils.hub_problem("c", seconds=1.0) == "the hub cannot be reached"  # not: HF_HUB_OFFLINE is set
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        ("200 OK", ""),
+        ("404 Not Found", ""),  # the hub's libraries say better what that means
+        ("401 Unauthorized", ""),
+        ("429 Too Many Requests", "the hub answers 429 Too Many Requests, try again later"),
+        ("503 Service Unavailable", "the hub answers 503 Service Unavailable, try again later"),
+    ],
+)
+def test_what_the_hub_answers_counts(hub, status, problem):
+    answer_once(hub, f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    assert model_utils.hub_problem("a/config.json") == problem
+    assert os.environ["HF_HUB_OFFLINE"] == ("1" if problem else "0")
+
+
+def test_a_server_that_does_not_speak_http_is_out_of_reach(hub):
+    answer_once(hub, "SSH-2.0-OpenSSH\r\n")
+    assert model_utils.hub_problem("a/config.json") == "the hub cannot be reached"
+
+
+def test_a_hub_switched_off_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(model_utils, "HUB_PROBLEMS", [])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert model_utils.hub_problem("a/config.json") == "HF_HUB_OFFLINE is set"
 
 
 # --- Model, batches, evaluation
@@ -245,6 +318,46 @@ def test_models_that_cannot_be_had_get_one_line(tiny_model, tiny_data, tmp_path)
         model_utils.load_model(tiny_settings(tmp_path, tiny_data))
     with pytest.raises(ValueError, match=r"MAX_LENGTH = 65: allowed with .* is at most 64"):
         model_utils.load_model(tiny_settings(tiny_model, tiny_data)._replace(max_length=65))
+
+
+def test_weights_of_another_architecture_are_refused(tiny_model, tiny_data, tmp_path):
+    import shutil
+
+    from transformers import AutoConfig
+
+    folder = shutil.copytree(tiny_model, tmp_path / "mixed")
+    bert = AutoConfig.for_model("bert", **{key: value for key, value in SMALL.items() if "h" in key}, vocab_size=30)
+    bert.hidden_size, bert.num_attention_heads = 16, 2
+    bert.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"weights are not those of a bert model|weights of another shape"):
+        model_utils.load_model(tiny_settings(folder, tiny_data))
+
+
+def test_a_head_for_other_classes_is_refused_and_a_head_of_its_own_is_kept(tiny_model, tiny_data, tmp_path):
+    model, tokenizer, source = model_utils.load_model(tiny_settings(tiny_model, tiny_data))
+    assert any("classifier" in name for name in source["fresh_weights"])
+    model.save_pretrained(tmp_path / "own")
+    tokenizer.save_pretrained(tmp_path / "own")
+    again, _, source = model_utils.load_model(tiny_settings(tmp_path / "own", tiny_data, "--seed", "9"))
+    assert torch.equal(again.classifier.weight, model.classifier.weight) and source["fresh_weights"] == []
+    with pytest.raises(ValueError, match=r"NUM_LABELS = 3: the head of .* has 2"):
+        model_utils.load_model(tiny_settings(tmp_path / "own", tiny_data)._replace(num_labels=3))
+
+
+def test_longest_inputs_of_each_family():
+    assert 64 in model_utils.positions(small_model("distilbert", max_position_embeddings=64))
+    roberta = small_model("roberta", max_position_embeddings=34)
+    assert min(model_utils.positions(roberta)) == 34 - roberta.config.pad_token_id - 1
+    assert model_utils.positions(small_model("xlnet", d_model=8, n_layer=1, n_head=2, d_inner=16)) == [10**9]
+
+
+def test_a_text_without_tokens_is_refused(tiny_model):
+    class Empty:
+        def __call__(self, texts, pairs, **_):
+            return {"input_ids": [[] for _ in texts]}
+
+    with pytest.raises(ValueError, match="the text '' has no token"):
+        model_utils.tokenize(Empty(), [model_utils.Example("", None, 1)], 16)
 
 
 def test_evaluation_is_that_of_one_by_one_and_leaves_the_model_alone(tiny_model, tiny_data):

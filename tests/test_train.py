@@ -68,9 +68,9 @@ def test_a_run_folder_is_complete(tiny_flags, tmp_path, capsys):
     circuits = 3 * 4 * math.ceil(16 * 16 / 5)
     assert (statistics["circuits"], statistics["shots"]) == (circuits, circuits * 1000)
     rows = metric_rows(run)
-    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
-    assert rows[0]["eval_accuracy"] and rows[3]["eval_accuracy"] and not rows[1]["eval_accuracy"]
-    assert all(0.9 < float(row["cosine"]) <= 1 for row in rows[1:])
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "3"]
+    assert [bool(row["eval_accuracy"]) for row in rows] == [True, False, False, False, True]
+    assert all(0.9 < float(row["cosine"]) <= 1 and float(row["coverage"]) == 1 for row in rows[1:4])
     out = capsys.readouterr().out
     assert "finished after 3 steps" in out and str(run / "metrics.csv") in out
 
@@ -100,12 +100,21 @@ def test_no_two_updates_share_a_seed(tiny_flags, monkeypatch):
     assert {seed[0] for seed in seeds} == {42} and {seed[1] for seed in seeds} == {1, 2, 3}
 
 
+def test_settings_reach_the_update(tiny_flags, monkeypatch):
+    calls = spy_on_updates(monkeypatch)
+    flags = ["--normalization", "tensor", "--shots", "77", "--quantum_learning_rate", "0.5", "--seed", "5"]
+    train.main([*tiny_flags, *flags])
+    for _, arguments, _ in calls:
+        assert (arguments["normalization"], arguments["shots"], arguments["learning_rate"]) == ("tensor", 77, 0.5)
+        assert arguments["seed"][0] == 5
+
+
 def test_adamw_on_the_measured_gradient_is_classical_training_but_for_the_shots(tiny_flags, tmp_path, monkeypatch):
     """With the gradient itself in place of its measurement, QUANTUM_OPTIMIZER = "adamw" is the classical run."""
 
     def measured(gradient, backend, **arguments):
         assert arguments["learning_rate"] == 1.0
-        return gradient.clone(), quantum_circuits.Cost(1, 1, 0.0)
+        return gradient.clone(), quantum_circuits.Cost(gradient.numel(), 1, 1, 0.0)
 
     train.main([*tiny_flags, "--update_rule", "classical", "--results_dir", str(tmp_path / "classical")])
     monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", measured)
@@ -203,13 +212,69 @@ def keep(kept):
     kept.append({name: weight.detach().clone() for name, weight in kept[0][0].named_parameters()})
 
 
-def test_an_update_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch):
-    def overflow(gradient, backend, **arguments):
-        raise FloatingPointError("the update is not finite in torch.float16")
+def test_an_update_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch, capsys):
+    """A finite gradient near the largest float32, times the learning rate, overflows inside the update."""
+    kept, real = [], model_utils.load_model
+    monkeypatch.setattr(model_utils, "load_model", lambda settings: kept.append(real(settings)) or kept[0])
+    before = initial_weights(tiny_flags)
+    selected = train.selected_gradients
+    huge = lambda weights: {name: g / g.abs().max() * 3e38 for name, g in selected(weights).items()}  # noqa: E731
+    monkeypatch.setattr(train, "selected_gradients", huge)
+    assert train.main([*tiny_flags, "--quantum_learning_rate", "100"]) == 1
+    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "diverged"
+    assert "the update is not finite in torch.float32" in capsys.readouterr().err
+    assert all(torch.equal(before[name], weight) for name, weight in kept[-1][0].named_parameters())
 
-    monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", overflow)
+
+def test_an_evaluation_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(model_utils, "evaluate", lambda *args: (math.nan, 0.5))
     assert train.main(tiny_flags) == 1
     assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "diverged"
+
+
+def test_a_failure_while_saving_the_model_is_not_a_finished_run(tiny_flags, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "save_model", full)
+    assert train.main(tiny_flags) == 1
+    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "failed"
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_ctrl_c_before_the_first_row_is_an_interruption(tiny_flags, tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "announce", stop)
+    assert train.main(tiny_flags) == 130
+    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "interrupted"
+
+
+def test_a_selected_weight_that_the_model_does_not_use_is_named(tiny_flags, tmp_path, monkeypatch, capsys):
+    real = model_utils.load_model
+
+    def with_spare(settings):
+        model, tokenizer, source = real(settings)
+        model.spare = torch.nn.Parameter(torch.ones(3, 3))
+        return model, tokenizer, source
+
+    monkeypatch.setattr(model_utils, "load_model", with_spare)
+    assert train.main([*tiny_flags, "--attention_layers", "all", "--attention_pattern", "^spare$"]) == 1
+    assert "the selected weight spare gets no gradient" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["gpt2", "albert"])
+def test_whole_runs_of_families_with_fused_or_shared_weights(tiny_flags, tiny_model, tmp_path, family, capsys):
+    from test_model_utils import small_model
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / family
+    small_model(family, vocab_size=40).base_model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    assert train.main([*tiny_flags, "--model_name", str(folder), "--attention_layers", "1"]) == 0
+    assert {"gpt2": "c_attn", "albert": "ALBERT shares"}[family] in capsys.readouterr().out
+    assert read_json(only_run(tmp_path) / "training_statistics.json")["coverage"] == 1.0
 
 
 def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
@@ -224,17 +289,18 @@ def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
     run = only_run(tmp_path)
     statistics = read_json(run / "training_statistics.json")
     assert statistics["status"] == "interrupted" and statistics["steps"] >= 3
-    assert len(metric_rows(run)) == statistics["steps"] + 1 and "interrupted after" in out
+    rows = metric_rows(run)
+    assert len(rows) == statistics["steps"] + len(statistics["evaluations"]) and "interrupted after" in out
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
     assert load_file(run / "checkpoint" / "model.safetensors")
 
 
 def test_an_unexpected_error_is_recorded_as_failed(tiny_flags, tmp_path, monkeypatch):
     def bug(*args):
-        raise RuntimeError("a bug")
+        raise ValueError("not enough values to unpack")
 
     monkeypatch.setattr(train, "step_weights", bug)
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RuntimeError, match="a bug in the training loop"):  # with a traceback, unlike a user's error
         train.main(tiny_flags)
     assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "failed"
 
@@ -264,6 +330,9 @@ def test_refused_settings_leave_no_run_folder(tiny_flags, tmp_path):
         with pytest.raises(ValueError, match=match):
             train.main([*tiny_flags, *flags])
     assert not (tmp_path / "results").exists()
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*: is a file, allowed is a folder"):
+        train.main(tiny_flags)
 
 
 def test_compare_is_cosine_norms_and_coverage():
