@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,14 @@ import numpy as np
 import config
 
 # Okabe & Ito's colour-blind safe colours; what is classical is black everywhere.
-PALETTE = {"quantum": "#0072B2", "classical": "#000000", "batch": "#BBBBBB"}
+PALETTE = {
+    "quantum": "#0072B2",
+    "independent": "#D55E00",
+    "exact": "#009E73",
+    "classical": "#000000",
+    "frozen": "#CC79A7",
+    "batch": "#BBBBBB",
+}
 ATTENTION_COLOURS, DIFFERENCE_COLOURS = "viridis", "PuOr"
 MOST_TOKENS = 24  # what is longer is cut: more do not fit legibly on the axes of an attention map
 
@@ -126,7 +134,7 @@ def caption(run):
             stands_in = f" (in place of {source['stands_in_for']})" if "stands_in_for" in source else ""
             names[index] = ("embedded model", "embedded sentences")[index] + stands_in
     rule = settings["update_rule"]
-    if rule == "quantum":
+    if rule not in ("classical", "frozen"):
         rule += f" ({settings['circuit']}, {settings['num_qubits']} qubits, {settings['shots']} shots)"
     return f"{' on '.join(names)}, {settings['train_size'] or 'all'} examples, {rule}"
 
@@ -136,6 +144,11 @@ def new_figure(width, height):
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def add_title(figure, text):
+    """A title over the whole figure, wrapped to its width."""
+    figure.suptitle(plain(textwrap.fill(text, int(13 * figure.get_figwidth()))), fontsize=9)
 
 
 def save_figure(figure, path):
@@ -152,7 +165,7 @@ def save_curves(path, run):
         plot_curve(ax, run["rows"], quantity, PALETTE[run["settings"]["update_rule"]])
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.suptitle(plain(caption(run)), fontsize=9)
+    add_title(figure, caption(run))
     return save_figure(figure, path)
 
 
@@ -201,7 +214,7 @@ def save_attention_maps(path, run):
             ax.set_title(when, fontsize=9)
             if when != "before training":
                 figure.colorbar(image, ax=ax, shrink=0.8)
-    figure.suptitle(plain(f"Attention of layer {layer}, mean over heads. {caption(run)}"), fontsize=9)
+    add_title(figure, f"Attention of layer {layer}, mean over heads. {caption(run)}")
     return save_figure(figure, path)
 
 

@@ -7,6 +7,7 @@ immutable namedtuple, whose fields are the names in lower case; no other module 
 import argparse
 import collections
 import difflib
+import itertools
 import json
 import math
 import os
@@ -38,10 +39,12 @@ LEARNING_RATE = 5e-5  # AdamW learning rate at the start, decays linearly to 0
 EMBEDDED_LEARNING_RATE = 2e-4  # the same for the embedded model, which is small; --learning_rate overrides both
 WEIGHT_DECAY = 0.01  # AdamW weight decay; 0 = off
 SEED = 42  # draws splits, head, data order, dropout and shots; another seed, another run
+UPDATE_RULES = []  # a study: these rules, each with every seed; [] = UPDATE_RULE alone
+SEEDS = []  # a study: these seeds, on the command line also as 0-9; [] = SEED alone
 DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "cuda"
 
 # --- Quantum update
-UPDATE_RULE = "quantum"  # what the selected weights get: "quantum", or "classical" for AdamW as all others (off)
+UPDATE_RULE = "quantum"  # what the selected weights get: quantum; independent or exact (controls); classical; frozen
 QUANTUM_OPTIMIZER = "sgd"  # "sgd": w -= QUANTUM_LEARNING_RATE * measured gradient; "adamw": AdamW steps on it
 QUANTUM_LEARNING_RATE = 0.01  # learning rate of "sgd", constant over the run
 CIRCUIT = "graph"  # circuit by name: graph, product (no entangler), chain, literal, or one you add
@@ -74,8 +77,10 @@ _LIMITS = {
     "EMBEDDED_LEARNING_RATE": ("a number", 0, 10),
     "WEIGHT_DECAY": ("a number", 0, 10),
     "SEED": ("a whole number", 0, 2**32 - 1),
+    "UPDATE_RULES": ("a list of", "quantum", "independent", "exact", "classical", "frozen"),
+    "SEEDS": ("a list of whole numbers", 0, 2**32 - 1),
     "DEVICE": ("one of", "auto", "cpu", "cuda"),
-    "UPDATE_RULE": ("one of", "quantum", "classical"),
+    "UPDATE_RULE": ("one of", "quantum", "independent", "exact", "classical", "frozen"),
     "QUANTUM_OPTIMIZER": ("one of", "sgd", "adamw"),
     "QUANTUM_LEARNING_RATE": ("a number", 0, 1000),
     "CIRCUIT": ("text",),
@@ -95,22 +100,48 @@ Settings = collections.namedtuple("Settings", [name.lower() for name in _LIMITS]
 
 
 def load(argv=()):
-    """The settings of this run: the constants above, and over them flags such as `--num_epochs 5`.
+    """The settings of one run: the constants above, and over them flags such as `--num_epochs 5`.
 
     argv: list of str, the command line without the program's name. Returns a Settings namedtuple; lists become tuples.
     Raises ValueError, in one line naming the setting, its value and what is allowed. `--help` prints and exits.
+    """
+    runs = load_study(argv)
+    if len(runs) > 1:
+        raise ValueError(f"these settings describe a study of {len(runs)} runs: allowed here is one")
+    return runs[0]
+
+
+def load_study(argv=()):
+    """The settings of every run of a study, a list of Settings; of a plain run, a list of one.
+
+    The runs are all combinations of UPDATE_RULES, SEEDS and each numeric flag given as a list (`--shots 10,100`), seed
+    by seed, so that a study stopped halfway holds whole pairs. Raises and exits as `load` does.
     """
     values = {name: value for name, value in globals().items() if name.isupper() and not name.startswith("_")}
     for name in values.keys() - _LIMITS.keys():
         raise ValueError(f"{name} = {values[name]!r}: unknown setting in config.py{_nearest(name, _LIMITS)}")
     for name in _LIMITS.keys() - values.keys():
         raise ValueError(f"{name} is missing from config.py: allowed is {_allowed(name)}")
-    given = _parser().parse_args(list(argv))
-    for name, text in vars(given).items():
-        values[name.upper()] = _from_text(name.upper(), text)
-    settings = Settings(**{name.lower(): _checked(name, values[name]) for name in _LIMITS})
-    _check_together(settings)
-    return settings
+    sweeps = {}
+    for flag, text in vars(_parser().parse_args(list(argv))).items():
+        name = flag.upper()
+        parts = [part.strip() for part in text.split(",")]
+        if _LIMITS[name][0] in ("a whole number", "a number") and len(parts) > 1:
+            sweeps[name] = [_checked(name, _from_text(name, part)) for part in parts]
+        else:
+            values[name] = _from_text(name, text)
+    checked = {name: _checked(name, values[name]) for name in _LIMITS if name not in sweeps}
+    for several, single in (("SEEDS", "SEED"), ("UPDATE_RULES", "UPDATE_RULE")):
+        if single in sweeps and checked[several]:
+            raise ValueError(f"{several} = {list(checked[several])} contradicts {single} = {sweeps[single]}")
+        sweeps[single] = sweeps.get(single) or list(checked[several]) or [checked[single]]
+    order = ["SEED", *(name for name in sweeps if name not in ("SEED", "UPDATE_RULE")), "UPDATE_RULE"]
+    runs = []
+    for combination in itertools.product(*(sweeps[name] for name in order)):
+        run = checked | dict(zip(order, combination, strict=True)) | {"SEEDS": (), "UPDATE_RULES": ()}
+        runs.append(Settings(**{name.lower(): run[name] for name in _LIMITS}))
+        _check_together(runs[-1])
+    return runs
 
 
 def given_flags(argv):
@@ -141,10 +172,10 @@ def write_atomically(path, write):
 
 
 def load_or_exit(argv):
-    """`load`, for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
+    """`load_study`, for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
     signal.signal(signal.SIGINT, lambda *_: exit_with("interrupted", status=130))
     try:
-        return load(argv)
+        return load_study(argv)
     except ValueError as error:
         exit_with(error)
 
@@ -200,6 +231,8 @@ def _allowed(name):
     kind, *bounds = _LIMITS[name]
     if kind == "one of":
         return "one of " + ", ".join(bounds)
+    if kind == "a list of":
+        return "a list of " + ", ".join(bounds)
     if kind == "a list of texts":
         return f"a list of {bounds[0]} to {bounds[1]} texts"
     return f"{kind} from {bounds[0]} to {bounds[1]}" if bounds else kind
@@ -216,11 +249,17 @@ def _from_text(name, text):
         if "list" in kind and text != "all":
             if text.startswith("["):
                 return json.loads(text)
-            items = [part.strip() for part in text.split(",")]
-            return [int(item) for item in items] if "whole numbers" in kind else items
+            items = [part.strip() for part in text.split(",") if text.strip()]
+            return [number for item in items for number in _numbers(item)] if "whole numbers" in kind else items
     except ValueError:
         pass
     return text
+
+
+def _numbers(text):
+    """The whole numbers of an item of a list: "7" is one, "0-9" is ten."""
+    first, _, last = text.partition("-")
+    return range(int(first), int(last) + 1) if first and last else [int(text)]
 
 
 def _checked(name, value):
@@ -235,10 +274,13 @@ def _checked(name, value):
     elif kind == "a list of texts":
         valid = isinstance(value, list | tuple) and bounds[0] <= len(value) <= bounds[1]
         valid = valid and all(isinstance(item, str) and item.strip() for item in value)
+    elif kind == "a list of":
+        valid = isinstance(value, list | tuple) and all(isinstance(item, str) and item in bounds for item in value)
+        valid = valid and len(value) == len(set(value))
     elif "list of whole numbers" in kind:
         valid = isinstance(value, list | tuple) and all(type(item) is int for item in value)
-        valid = valid and len(value) == len(set(value)) > 0 and bounds[0] <= min(value) <= max(value) <= bounds[1]
-        valid = valid or value == "all"
+        valid = valid and len(value) == len(set(value)) and all(bounds[0] <= item <= bounds[1] for item in value)
+        valid = (valid and (len(value) > 0 or "all" not in kind)) or ("all" in kind and value == "all")
     else:
         valid = isinstance(value, str) and "\0" not in value and bool(value.strip() or "empty" in kind)
     if valid and "regular expression" in kind:

@@ -241,8 +241,9 @@ class AerBackend:
 
     name = "aer"
 
-    def __init__(self, ansatz):
-        self.ansatz = ansatz
+    def __init__(self, ansatz, rule="quantum"):
+        """rule: how the shots are drawn, a name in RULES."""
+        self.ansatz, self.rule = ansatz, rule
         self.minus_z = minus_z(ansatz.circuit.num_qubits)
         self.start, self.steps = compile_batched(ansatz)
 
@@ -277,7 +278,27 @@ class AerBackend:
 
         theta: float64 (groups, n), radians. generator: the numpy.random.Generator that draws the shots.
         """
-        return generator.multinomial(shots, self.probabilities(theta)) @ self.minus_z / shots
+        return RULES[self.rule](self.probabilities(theta), self.minus_z, shots, generator)
+
+
+def joint_shots(probabilities, eigenvalues, shots, generator):
+    """Means e, float64 (groups, n), of shots from each group's distribution, as measuring all qubits draws them."""
+    return generator.multinomial(shots, probabilities) @ eigenvalues / shots
+
+
+def independent_shots(probabilities, eigenvalues, shots, generator):
+    """The same for each qubit on its own: a binomial count with its probability of a one, so without correlations."""
+    ones = np.clip((1 + probabilities @ eigenvalues) / 2, 0, 1)
+    return 2 * generator.binomial(shots, ones) / shots - 1
+
+
+def no_shots(probabilities, eigenvalues, shots, generator):
+    """The exact means: infinitely many shots."""
+    return probabilities @ eigenvalues
+
+
+# Update rule -> how its measured means come about. `independent` and `exact` are controls of `quantum`.
+RULES = {"quantum": joint_shots, "independent": independent_shots, "exact": no_shots}
 
 
 def compile_batched(ansatz):
@@ -402,7 +423,8 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
     if not torch.isfinite(update).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
     update = update.reshape(gradient.shape).to(gradient.device)
-    return update, Cost(flat.numel(), *cost(flat.numel(), n, shots), time.perf_counter() - started)
+    circuits, taken = cost(flat.numel(), n, shots if backend.rule != "exact" else 0)
+    return update, Cost(flat.numel(), circuits, taken, time.perf_counter() - started)
 
 
 # --- What the circuits are: `python quantum_circuits.py` --------------------------------------------------------------

@@ -13,10 +13,13 @@ if __name__ == "__main__":
     config.load_or_exit(sys.argv[1:])  # before the slow imports: --help and a mistyped setting answer at once
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's spinning threads starve whatever else runs
 
+import contextlib
 import csv
+import io
 import json
 import math
 import platform
+import shutil
 import subprocess
 import time
 from importlib.metadata import version
@@ -40,8 +43,75 @@ PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy"
 
 
 def main(argv):
-    """One run from settings to summary. Returns the exit status: 0, 1 when it diverged or failed, 130 after Ctrl-C."""
-    settings = config.load(argv)
+    """One run, or a study of several. Returns the exit status: 0, 1 when a run diverged or failed, 130 after Ctrl-C."""
+    runs = config.load_study(argv)
+    return run_once(runs[0], argv) if len(runs) == 1 else run_study(runs, argv)
+
+
+def run_study(runs, argv):
+    """Every run of a study that RESULTS_DIR does not hold finished, by the settings in its config.json, not by name."""
+    seeds = {run.seed for run in runs}
+    used = load_or_stand_in(runs[0], config.given_flags(argv))[0]
+    swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}
+    if used.learning_rate != runs[0].learning_rate:
+        swapped["learning_rate"] = used.learning_rate
+    todo = {identity(run._replace(**swapped)): run for run in runs}
+    done = finished_runs(Path(os.path.expanduser(runs[0].results_dir)))
+    failed = []
+    skipped = len(todo.keys() & done)
+    print(f"study:   {len(todo)} runs, {skipped} of them finished before", flush=True)
+    with tqdm(total=len(todo), initial=skipped, unit="run", dynamic_ncols=True) as bar:
+        for key, settings in todo.items():
+            if key in done:
+                continue
+            name = f"{settings.update_rule}, seed {settings.seed}"
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):
+                    status = run_once(settings, argv, keep_model=settings.seed == min(seeds))
+            except Exception as error:  # one failed run must not lose the others
+                tqdm.write(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+                status = 1
+            if status == 130:
+                print("interrupted; the same command goes on with the runs that are missing")
+                return status
+            failed += [name] * (status != 0)
+            bar.set_postfix_str(f"last: {name}")
+            bar.update()
+    print(f"study finished, {len(failed)} runs failed{': ' if failed else ''}{'; '.join(failed)}")
+    print(f"now: python analyze.py {runs[0].results_dir}")
+    return 1 if failed else 0
+
+
+def identity(settings):
+    """Text that two runs share if and only if they compute the same: the settings that count under the run's rule."""
+    ignored = {"results_dir", "sample_sentences", "backend", "embedded_learning_rate", "update_rules", "seeds"}
+    if settings.update_rule not in quantum_circuits.RULES:
+        ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization"}
+        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle"}
+    if settings.update_rule == "exact":
+        ignored.add("shots")
+    if settings.quantum_optimizer == "adamw":
+        ignored.add("quantum_learning_rate")
+    return json.dumps({name: value for name, value in settings._asdict().items() if name not in ignored})
+
+
+def finished_runs(results):
+    """Identities of the finished runs in a results folder; what cannot be read, or is of an older layout, is none."""
+    found = set()
+    for path in results.glob("run_*/config.json"):
+        try:
+            statistics = json.loads((path.parent / "training_statistics.json").read_text(encoding="utf-8"))
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            if statistics["status"] == "finished":
+                found.add(identity(config.Settings(**values)))
+        except (ValueError, OSError, TypeError, KeyError, AttributeError):
+            continue
+    return found
+
+
+def run_once(settings, argv, keep_model=True):
+    """One run from settings to summary; returns its exit status. keep_model=False: only the numbers stay."""
     results = Path(os.path.expanduser(settings.results_dir))
     if results.exists() and not results.is_dir():
         raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: is a file, allowed is a folder")
@@ -61,7 +131,10 @@ def main(argv):
         write_json(run / "training_statistics.json", statistics)
         announce(settings, run, device, data, weights, model_source, note)
         train(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device)
-        config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
+        if keep_model:
+            config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
+        else:
+            shutil.rmtree(run / "checkpoint")
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -176,12 +249,12 @@ def selected_gradients(weights):
 
 
 def measure_gradients(gradients, backend, settings, step):
-    """(updates by name, cost): what the circuits make of the gradients; no updates for the classical rule.
+    """(updates by name, cost): what the circuits make of the gradients; no updates for classical and frozen weights.
 
     With QUANTUM_OPTIMIZER = "adamw" an update is the measured gradient itself, for AdamW to step on.
     cost: coverage (part of the selected entries that were measured, None where nothing is to be), circuits and shots.
     """
-    if settings.update_rule == "classical":
+    if backend is None:
         return {}, {"coverage": None, "circuits": 0, "shots": 0}
     updates, costs = {}, []
     for index, (name, gradient) in enumerate(gradients.items()):
@@ -224,11 +297,11 @@ def evaluate(model, tokenizer, eval_set, settings, device):
 
 
 def compare(gradients, changes):
-    """Cosine between change and gradient over all selected weights, and the norms of both."""
+    """Cosine between change and gradient over all selected weights (None where one is zero), and the norms of both."""
     dot = sum(torch.sum(gradients[name].double() * changes[name].double()).item() for name in gradients)
     gradient_norm = math.sqrt(sum(gradient.double().square().sum().item() for gradient in gradients.values()))
     update_norm = math.sqrt(sum(change.double().square().sum().item() for change in changes.values()))
-    cosine = dot / (gradient_norm * update_norm) if gradient_norm * update_norm > 0 else 0.0
+    cosine = dot / (gradient_norm * update_norm) if gradient_norm * update_norm > 0 else None
     return {"cosine": cosine, "gradient_norm": gradient_norm, "update_norm": update_norm}
 
 
@@ -278,15 +351,17 @@ def choose_device(name):
 
 
 def make_backend(settings):
-    """The engine of the quantum rule, None for others; its circuit is checked either way."""
+    """The engine of a rule that measures, None for classical and frozen; the circuit is checked either way."""
     ansatz = quantum_circuits.build_ansatz(settings.circuit, settings.num_qubits, settings.entangling_angle)
-    return quantum_circuits.AerBackend(ansatz) if settings.update_rule == "quantum" else None
+    measures = settings.update_rule in quantum_circuits.RULES
+    return quantum_circuits.AerBackend(ansatz, settings.update_rule) if measures else None
 
 
 def make_optimizer(model, weights, settings):
-    """AdamW over all weights but those that the quantum rule steps itself."""
-    by_quantum = settings.update_rule == "quantum" and settings.quantum_optimizer == "sgd"
-    excluded = {id(weight) for weight in weights.values()} if by_quantum else set()
+    """AdamW over all weights but the selected ones where a quantum rule steps them itself, or nothing does (frozen)."""
+    measured = settings.update_rule in quantum_circuits.RULES
+    aside = settings.update_rule == "frozen" or (measured and settings.quantum_optimizer == "sgd")
+    excluded = {id(weight) for weight in weights.values()} if aside else set()
     rest = [parameter for parameter in model.parameters() if id(parameter) not in excluded]
     return torch.optim.AdamW(rest, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
@@ -370,6 +445,7 @@ def describe_environment(argv, device, backend, model_source, data_source):
 def summarise(rows):
     """What training_statistics.json says beside the status, from the rows of metrics.csv: counts, sums, evaluations."""
     steps = [row for row in rows if row["loss"] is not None]
+    cosines = [row["cosine"] for row in steps if row["cosine"] is not None]
     evaluated = [row for row in rows if row["eval_accuracy"] is not None]
     evaluations = [
         {"step": int(row["step"]), "loss": row["eval_loss"], "accuracy": row["eval_accuracy"]} for row in evaluated
@@ -379,7 +455,7 @@ def summarise(rows):
         "steps": len(steps),
         "evaluations": evaluations,
         "train_loss": steps[-1]["loss"] if steps else None,
-        "mean_cosine": sum(row["cosine"] for row in steps) / len(steps) if steps else None,
+        "mean_cosine": sum(cosines) / len(cosines) if cosines else None,
         "coverage": steps[-1]["coverage"] if steps else None,
         "circuits": int(sum(row["circuits"] for row in steps)),
         "shots": int(sum(row["shots"] for row in steps)),
@@ -392,14 +468,13 @@ def summarise(rows):
 
 
 def progress_bar(total_steps):
-    return tqdm(total=total_steps, unit="step", dynamic_ncols=True)
+    return tqdm(total=total_steps, unit="step", dynamic_ncols=True, leave=None)
 
 
 def show_progress(bar, row, evaluation):
     accuracy = f"{evaluation['eval_accuracy']:.3f}"
-    bar.set_postfix(
-        loss=f"{row['loss']:.3f}", lr=f"{row['learning_rate']:.1e}", cos=f"{row['cosine']:.3f}", acc=accuracy
-    )
+    cosine = "-" if row["cosine"] is None else f"{row['cosine']:.3f}"
+    bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['learning_rate']:.1e}", cos=cosine, acc=accuracy)
     bar.update()
 
 
@@ -410,7 +485,7 @@ def announce(settings, run, device, data, weights, model_source, note):
     print(f"rate:    {settings.learning_rate:g} for AdamW, decaying to 0")
     print(f"data:    {settings.dataset_name}: {len(data.train)} training, {len(data.evaluation)} evaluation examples")
     print(f"weights: {entries:,} entries of {len(weights)} attention weights, rule {settings.update_rule}")
-    if settings.update_rule == "quantum":
+    if settings.update_rule in quantum_circuits.RULES:
         size = f"{settings.num_qubits} qubits, {settings.shots} shots"
         print(f"circuit: {settings.circuit}, {circuits:,} circuits per step, {size}")
     if note:

@@ -60,7 +60,10 @@ REFUSED = [
     (["--quantum_learning_rate", "inf"], "QUANTUM_LEARNING_RATE = inf: allowed is a number"),
     (["--learning_rate", "-0.1"], "LEARNING_RATE = -0.1: allowed is a number from 0 to 10"),
     (["--entangling_angle", "1.5707963267948966"], "ENTANGLING_ANGLE = 1.5707963267948966: allowed is a number from 0"),
-    (["--update_rule", "quantums"], "UPDATE_RULE = 'quantums': allowed is one of quantum, classical"),
+    (
+        ["--update_rule", "quantums"],
+        "UPDATE_RULE = 'quantums': allowed is one of quantum, independent, exact, classical, frozen",
+    ),
     (["--seed", str(2**32)], "SEED = 4294967296: allowed is a whole number from 0 to 4294967295"),
     (["--num_qubits", "11"], "NUM_QUBITS = 11: allowed is a whole number from 1 to 10"),
     (["--model_name", " "], "MODEL_NAME = ' ': allowed is text"),

@@ -356,3 +356,45 @@ def test_a_circuit_is_added_by_one_function_in_one_table(monkeypatch):
     gradient = torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64)
     update, _ = update_of(gradient, make_backend("tilted", 3), learning_rate=1.0, shots=10**6)
     assert torch.allclose(update, gradient, atol=5e-3)
+
+
+# --- Controls
+
+
+def test_independent_keeps_the_means_and_loses_the_correlations():
+    shots, groups = 20_000, qc.CHUNK_GROUPS
+    ansatz = qc.build_ansatz("graph", 5, PHI)
+    theta = np.arcsin(np.full((groups, 5), 0.6))
+    sigma = qc.noise_covariance(qc.outcome_probabilities(ansatz, np.full(5, 0.6)))
+    sampled = {}
+    for rule in ("quantum", "independent"):
+        backend = qc.AerBackend(ansatz, rule)
+        e = np.concatenate([backend.measure(theta, shots, np.random.default_rng(i)) for i in range(40)])
+        np.testing.assert_allclose(e.mean(axis=0), 0.3, atol=5 * math.sqrt((1 - 0.3**2) / shots / len(e)))
+        sampled[rule] = np.cov(e.T) * shots
+    variance = np.diag(sigma)
+    error = np.sqrt((np.outer(variance, variance) + sigma**2) / (40 * groups))
+    assert np.all(np.abs(sampled["quantum"] - sigma) <= 5 * error)
+    assert np.all(np.abs(sampled["independent"] - np.diag(variance)) <= 5 * error)
+    assert np.abs(sigma - np.diag(variance)).max() > 10 * error.max()  # so the two are told apart
+
+
+@pytest.mark.parametrize("rule", ["quantum", "independent"])
+def test_measured_rules_tend_to_exact_as_shots_grow(rule):
+    gradient = torch.randn(3000, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    ansatz = qc.build_ansatz("graph", 5, PHI)
+    exact, cost = update_of(gradient, qc.AerBackend(ansatz, "exact"), learning_rate=1.0)
+    assert torch.allclose(exact, gradient, rtol=0, atol=1e-12) and cost.shots == 0 and cost.circuits == 600
+    errors = []
+    for shots in (100, 10_000, 1_000_000):
+        update, _ = update_of(gradient, qc.AerBackend(ansatz, rule), learning_rate=1.0, shots=shots)
+        errors.append((update - exact).norm().item() * math.sqrt(shots))
+    assert max(errors) / min(errors) < 1.2  # the error falls with the square root of the shots
+
+
+def test_exact_chain_is_the_biased_mean_of_its_circuit():
+    ansatz = qc.build_ansatz("chain", 5, PHI)
+    x = np.array([1.0, -0.5, 0.25, 0.75, -1.0])
+    update, _ = update_of(torch.from_numpy(x), qc.AerBackend(ansatz, "exact"), learning_rate=1.0)
+    expected = ansatz.inverse @ (qc.outcome_probabilities(ansatz, x) @ qc.minus_z(5))
+    np.testing.assert_allclose(update.numpy(), expected, atol=1e-12)

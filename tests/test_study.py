@@ -1,0 +1,182 @@
+"""Paired rules, and studies: what runs, what is skipped, what one failure costs."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import config
+import model_utils
+import quantum_circuits
+import train
+
+RULES = ["quantum", "independent", "exact", "classical", "frozen"]
+
+
+def run_folders(results):
+    found = {}
+    for path in sorted(results.glob("run_*")):
+        settings = json.loads((path / "config.json").read_text())
+        found[settings["update_rule"], settings["seed"], settings["shots"]] = path
+    return found
+
+
+def statistics_of(run):
+    return json.loads((run / "training_statistics.json").read_text())
+
+
+# --- Settings of a study
+
+
+def test_a_study_is_every_combination_seed_by_seed():
+    runs = config.load_study(["--update_rules", "quantum,classical", "--seeds", "0-2", "--shots", "10,1000"])
+    assert [(r.seed, r.shots, r.update_rule) for r in runs] == [
+        (seed, shots, rule) for seed in range(3) for shots in (10, 1000) for rule in ("quantum", "classical")
+    ]
+    assert all(run.seeds == run.update_rules == () for run in runs)
+    assert [r.entangling_angle for r in config.load_study(["--entangling_angle", "0, 0.5"])] == [0, 0.5]
+    assert len(config.load_study([])) == 1 and config.load_study([])[0] == config.load([])
+
+
+def test_a_study_from_edited_constants(monkeypatch):
+    monkeypatch.setattr(config, "UPDATE_RULES", ["exact", "frozen"])
+    monkeypatch.setattr(config, "SEEDS", [3, 4])
+    assert {(r.update_rule, r.seed) for r in config.load_study([])} == {
+        (u, s) for u in ("exact", "frozen") for s in (3, 4)
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--update_rules", "quantum,classic"], "UPDATE_RULES = .*allowed is a list of quantum, independent, exact"),
+        (["--seeds", "3-x"], "SEEDS = '3-x': allowed is a list of whole numbers"),
+        (["--seeds", "1,1"], r"SEEDS = \[1, 1\]: allowed is a list"),
+        (["--shots", "10,many"], "SHOTS = 'many': allowed is a whole number"),
+        (["--shots", "10,0"], "SHOTS = 0: allowed is a whole number from 1"),
+        (["--seed", "1,2", "--seeds", "3,4"], r"SEEDS = \[3, 4\] contradicts SEED = \[1, 2\]"),
+    ],
+)
+def test_bad_studies_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        config.load_study(flags)
+    with pytest.raises(ValueError, match="a study of 2 runs: allowed here is one"):
+        config.load(["--shots", "10,20"])
+
+
+def test_identity_counts_what_counts_under_the_rule():
+    def same(one, other):
+        return train.identity(config.load(one)) == train.identity(config.load(other))
+
+    for rule in ("classical", "frozen"):
+        assert same(["--update_rule", rule, "--shots", "5"], ["--update_rule", rule, "--circuit", "chain"])
+    assert not same(["--shots", "5"], ["--shots", "6"]) and not same(["--seed", "1"], ["--seed", "2"])
+    assert same(["--update_rule", "exact", "--shots", "5"], ["--update_rule", "exact"])
+    assert same(["--quantum_optimizer", "adamw", "--quantum_learning_rate", "1"], ["--quantum_optimizer", "adamw"])
+    assert same(["--results_dir", "a"], ["--results_dir", "b"])
+    assert not same(["--update_rule", "classical", "--learning_rate", "1"], ["--update_rule", "classical"])
+
+
+# --- Pairing
+
+
+def test_rules_share_initial_weights_batches_and_dropout(tiny_flags, tmp_path, monkeypatch):
+    started, batches = {}, {}
+    real_load, real_collate = model_utils.load_model, model_utils.collate
+
+    def load(settings):
+        loaded = real_load(settings)
+        started[settings.update_rule] = {name: w.detach().clone() for name, w in loaded[0].named_parameters()}
+        batches[settings.update_rule] = []
+        return loaded
+
+    def collate(tokenizer, encoded, device):
+        batches[next(reversed(batches))].append([item["input_ids"] for item in encoded])
+        return real_collate(tokenizer, encoded, device)
+
+    monkeypatch.setattr(model_utils, "load_model", load)
+    monkeypatch.setattr(model_utils, "collate", collate)
+    assert train.main([*tiny_flags, "--update_rules", ",".join(RULES), "--seeds", "7"]) == 0
+    runs = run_folders(tmp_path / "results")
+    first_losses, ends = {}, {}
+    for rule in RULES:
+        folder = runs[rule, 7, 1000]
+        lines = (folder / "metrics.csv").read_text().splitlines()
+        first_losses[rule] = lines[2].split(",")[2]
+        ends[rule] = load_file(folder / "model" / "model.safetensors")
+        assert all(torch.equal(started[rule][name], started["quantum"][name]) for name in started[rule])
+    assert batches["quantum"] and all(batches[rule] == batches["quantum"] for rule in RULES)
+    assert len(set(first_losses.values())) == 1  # with dropout on: the same draws
+    name = "distilbert.transformer.layer.0.attention.q_lin.weight"
+    assert torch.equal(ends["frozen"][name], started["frozen"][name])
+    assert len({ends[rule][name].numpy().tobytes() for rule in RULES}) == len(RULES)
+    head = "classifier.weight"
+    assert all(not torch.equal(ends[rule][head], started[rule][head]) for rule in RULES)
+
+
+def test_frozen_has_no_cosine_and_exact_has_cosine_one(tiny_flags, tmp_path):
+    train.main([*tiny_flags, "--update_rules", "frozen,exact", "--seeds", "1"])
+    runs = run_folders(tmp_path / "results")
+    assert statistics_of(runs["frozen", 1, 1000])["mean_cosine"] is None
+    assert statistics_of(runs["exact", 1, 1000])["mean_cosine"] == pytest.approx(1, abs=1e-6)
+    assert statistics_of(runs["exact", 1, 1000])["shots"] == 0
+
+
+# --- Running a study
+
+
+def test_a_study_runs_what_is_missing_and_keeps_few_models(tiny_flags, tmp_path, capsys):
+    study = [*tiny_flags, "--update_rules", "quantum,classical", "--seeds", "0-1"]
+    assert train.main([*tiny_flags, "--update_rule", "classical", "--seed", "1"]) == 0
+    assert train.main(study) == 0
+    assert "4 runs, 1 of them finished before" in capsys.readouterr().out
+    runs = run_folders(tmp_path / "results")
+    assert set(runs) == {(rule, seed, 1000) for rule in ("quantum", "classical") for seed in (0, 1)}
+    assert [(runs["quantum", seed, 1000] / "model").exists() for seed in (0, 1)] == [True, False]
+    before = sorted((tmp_path / "results").iterdir())
+    assert train.main([*study, "--shots", "10,1000"]) == 0
+    assert "6 runs, 4 of them finished before" in capsys.readouterr().out  # classical has no shots
+    assert len(list((tmp_path / "results").iterdir())) == len(before) + 2
+
+
+def test_one_failed_run_does_not_lose_the_others_and_is_tried_again(tiny_flags, tmp_path, monkeypatch, capsys):
+    real = quantum_circuits.quantum_parameter_update
+
+    def fails_for_seed_0(gradient, backend, *, seed, **arguments):
+        if seed[0] == 0:
+            raise FloatingPointError("the update is not finite")
+        return real(gradient, backend, seed=seed, **arguments)
+
+    study = [*tiny_flags, "--update_rules", "quantum,exact", "--seeds", "0-1"]
+    monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", fails_for_seed_0)
+    assert train.main(study) == 1
+    assert "2 runs failed: quantum, seed 0; exact, seed 0" in capsys.readouterr().out
+    monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", real)
+    assert train.main(study) == 0
+    assert "4 runs, 2 of them finished before" in capsys.readouterr().out
+
+
+def test_an_interrupted_study_stops_and_goes_on(tiny_flags, monkeypatch, capsys):
+    real, count = train.step_weights, [0]
+
+    def stop_once(*args):
+        count[0] += 1
+        if count[0] == 5:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(train, "step_weights", stop_once)
+    study = [*tiny_flags, "--update_rules", "classical,frozen", "--seeds", "0,1"]
+    assert train.main(study) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert train.main(study) == 0
+    assert "4 runs, 1 of them finished before" in capsys.readouterr().out
+
+
+def test_junk_in_the_results_folder_is_no_finished_run(tmp_path):
+    for name, text in (("run_1_1", "{"), ("run_1_2", "[]"), ("run_1_3", '{"a": 1}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+        (tmp_path / name / "training_statistics.json").write_text('{"status": "finished"}')
+    assert train.finished_runs(tmp_path) == set()
