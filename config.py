@@ -149,6 +149,22 @@ def given_flags(argv):
     return frozenset(vars(_parser().parse_args(list(argv))))
 
 
+def counting(settings):
+    """The settings, as a dict, that a run's result depends on under its rule, its seed included.
+
+    Two runs with the same dict compute the same; what the rule does not use (the shots of a classical run) is left out.
+    """
+    ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
+    if settings["update_rule"] in ("classical", "frozen"):
+        ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization", "backend"}
+        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle"}
+    elif settings["update_rule"] == "exact":
+        ignored.add("shots")
+    if settings["quantum_optimizer"] == "adamw":
+        ignored.add("quantum_learning_rate")
+    return {name: value for name, value in settings.items() if name not in ignored}
+
+
 def write_atomically(path, write):
     """Call write(temporary path) and rename the result, a file or a folder, to path: nobody ever sees half of it."""
     path = Path(path)

@@ -144,7 +144,8 @@ def load_data(settings):
     drawn = [draw_examples(train, columns, settings, "TRAIN_SIZE")]
     drawn.append(draw_examples(evaluation, columns, settings, "EVAL_SIZE"))
     digest = hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
-    return Data(*drawn, source | {"columns": columns, "sha256_of_examples": digest})
+    sizes = {"training_examples": len(drawn[0]), "evaluation_examples": len(drawn[1])}
+    return Data(*drawn, source | sizes | {"columns": columns, "sha256_of_examples": digest})
 
 
 def is_local(name):

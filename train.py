@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -83,16 +84,8 @@ def run_study(runs, argv):
 
 
 def identity(settings):
-    """Text that two runs share if and only if they compute the same: the settings that count under the run's rule."""
-    ignored = {"results_dir", "sample_sentences", "backend", "embedded_learning_rate", "update_rules", "seeds"}
-    if settings.update_rule not in quantum_circuits.RULES:
-        ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization"}
-        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle"}
-    if settings.update_rule == "exact":
-        ignored.add("shots")
-    if settings.quantum_optimizer == "adamw":
-        ignored.add("quantum_learning_rate")
-    return json.dumps({name: value for name, value in settings._asdict().items() if name not in ignored})
+    """Text that two runs share if and only if they compute the same."""
+    return json.dumps(config.counting(settings._asdict()), sort_keys=True)
 
 
 def finished_runs(results):
@@ -127,7 +120,9 @@ def run_once(settings, argv, keep_model=True):
     status = "failed"
     try:
         write_json(run / "config.json", settings._asdict())
-        write_json(run / "environment.json", describe_environment(argv, device, backend, model_source, data.source))
+        write_json(
+            run / "environment.json", describe_environment(argv, device, backend, model, model_source, data.source)
+        )
         write_json(run / "training_statistics.json", statistics)
         announce(settings, run, device, data, weights, model_source, note)
         train(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device)
@@ -416,8 +411,12 @@ def save_checkpoint(run, model, optimizer, scheduler, epoch, step):
     config.write_atomically(run / "checkpoint", write)
 
 
-def describe_environment(argv, device, backend, model_source, data_source):
+def describe_environment(argv, device, backend, model, model_source, data_source):
     """Contents of environment.json: code, versions, machine, and what was really used."""
+    hashed = hashlib.sha256()
+    for weight in model.parameters():
+        hashed.update(weight.detach().cpu().numpy())
+    digest = hashed.hexdigest()
 
     def git(*words):
         command = ["git", "-C", str(Path(__file__).parent), *words]
@@ -439,6 +438,7 @@ def describe_environment(argv, device, backend, model_source, data_source):
         "backend": backend.name if backend else None,
         "model": model_source,
         "data": data_source,
+        "initial_weights_sha256": digest,
     }
 
 

@@ -1,13 +1,16 @@
 """Reading runs, good and broken, and the figures."""
 
+import itertools
 import json
 import shutil
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy import stats
 
 import analyze
+import config
 import train
 
 
@@ -122,3 +125,146 @@ def test_interrupted_runs_have_curves_but_no_maps(finished_run, tmp_path, capsys
     assert analyze.main([str(run)]) == 0
     assert [path.name for path in (run / "analysis").iterdir()] == ["training_curves.png"]
     assert "no attention_maps: the run saved no model" in capsys.readouterr().out
+
+
+# --- Studies
+
+
+def fake_run(folder, rule, seed, accuracy, **changes):
+    """A run as read_run gives it, with numbers of our own."""
+    settings = json.loads(json.dumps(config.load(["--update_rule", rule, "--seed", str(seed)])._asdict())) | changes
+    rows = []
+    for step in range(4):
+        row = dict.fromkeys(("loss", "accuracy", "cosine", "eval_loss", "eval_accuracy"))
+        row |= {"loss": 0.5, "accuracy": 0.5, "cosine": 0.9} if step else {"eval_loss": 0.7, "eval_accuracy": 0.5}
+        rows.append({"step": float(step), **row})
+    rows.append({**dict.fromkeys(rows[0]), "step": 3.0, "eval_loss": 0.4, "eval_accuracy": accuracy})
+    stages = {f"seconds_{stage}": 1.0 for stage in ("forward", "backward", "quantum", "other")}
+    evaluations = [{"step": 0, "loss": 0.7, "accuracy": 0.5}, {"step": 3, "loss": 0.4, "accuracy": accuracy}]
+    statistics = {"status": "finished", "steps": 3, "circuits": 30, "evaluations": evaluations, **stages}
+    source = {"kind": "local", "path": "<b>data</b>", "evaluation_examples": 100}
+    environment = {"model": {"kind": "local", "path": "model"}, "data": source, "packages": {"a|b": "1"}}
+    return {
+        "folder": folder / f"run_{rule}_{seed}",
+        "settings": settings,
+        "environment": environment,
+        "statistics": statistics | {"selected_weights": {}},
+        "rows": rows,
+    }
+
+
+def fake_study(folder, differences):
+    """Pairs of classical (0.7) and quantum (0.7 + difference) runs."""
+    runs = []
+    for seed, difference in enumerate(differences):
+        runs += [fake_run(folder, "classical", seed, 0.7), fake_run(folder, "quantum", seed, 0.7 + difference)]
+    return runs
+
+
+def test_student_interval_against_scipy_and_the_limit_of_one():
+    values = [0.7, 0.72, 0.69, 0.75]
+    mean, deviation, (low, high) = analyze.spread(values)
+    assert (mean, deviation) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    t = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((t.low, t.high))
+    assert analyze.spread([0.5]) == (0.5, None, None)
+
+
+def test_sign_flip_p_is_the_count_of_all_flips():
+    differences = np.array([0.02, 0.01, 0.03, -0.005, 0.015])
+    flips = np.array(list(itertools.product([1, -1], repeat=5))) * differences
+    one_sided = np.mean(flips.mean(axis=1) >= differences.mean() - 1e-12)
+    mean, (low, high), p = analyze.paired(differences)
+    assert mean == pytest.approx(differences.mean()) and low < mean < high
+    assert p == pytest.approx(2 * one_sided)
+    assert analyze.paired(differences) == (mean, (low, high), p)  # the bootstrap has a seed of its own
+    assert analyze.paired([0.1]) == (0.1, None, None)
+    assert analyze.paired([0.0, 0.0, 0.0]) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_bootstrap_interval_covers_the_truth_at_its_rate():
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(150):
+        _, (low, high), _ = analyze.paired(draw.normal(0.3, 1, 20))
+        covered += low <= 0.3 <= high
+    assert 0.85 <= covered / 150 <= 0.99  # percentile intervals of 20 values cover a little less than 95%
+
+
+def test_holm_is_the_textbook_procedure():
+    assert analyze.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert analyze.holm([None, 0.5, 0.9]) == [None, 1.0, 1.0] and analyze.holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ([0.1, 0.11, 0.12, 0.1, 0.09, 0.1, 0.12, 0.13], "better (+10.9 points"),
+        ([-0.2, -0.21, -0.22, -0.2, -0.19, -0.2, -0.22, -0.23], "worse (-20.9 points"),
+        ([0.01, -0.01, 0.02, -0.02, 0.0, 0.01, -0.01, 0.0], "no difference found (+0.0 points"),
+        ([0.1], "one seed only (+10.0 points), which allows no conclusion"),
+    ],
+)
+def test_the_conclusion_says_what_the_numbers_allow(tmp_path, differences, words):
+    comparisons = analyze.compare_arms(analyze.group_arms(fake_study(tmp_path, differences)))
+    (sentence,) = analyze.conclude(comparisons)
+    assert words in sentence and "quantum against classical (the whole idea)" in sentence
+    small = len(differences) > 1 and abs(np.mean(differences)) < 1.96 * np.sqrt(0.7 * 0.3 / 100)
+    assert ("smaller than the evaluation set's own half-width of 9.0 points" in sentence) == small
+
+
+def test_arms_are_runs_that_differ_in_the_seed_alone(tmp_path):
+    runs = fake_study(tmp_path, [0.01, 0.02])
+    runs += [fake_run(tmp_path, "quantum", seed, 0.8, shots=10) for seed in (0, 1)]
+    runs += [fake_run(tmp_path, "classical", 0, 0.9, learning_rate=1.0)]
+    arms = analyze.group_arms(runs)
+    assert {label: len(arm) for label, arm in arms.items()} == {
+        "quantum, learning_rate 5e-05, shots 10": 2,
+        "quantum, learning_rate 5e-05, shots 1000": 2,
+        "classical, learning_rate 5e-05": 2,
+        "classical, learning_rate 1.0": 1,
+    }
+    pairs = {(row["arm"], row["base"]) for row in analyze.compare_arms(arms)}
+    assert pairs == {(f"quantum, learning_rate 5e-05, shots {s}", "classical, learning_rate 5e-05") for s in (10, 1000)}
+
+
+def test_a_report_holds_everything_and_escapes_what_came_from_data(tmp_path):
+    runs = fake_study(tmp_path, [0.1, 0.2, 0.15])
+    runs += [fake_run(tmp_path, "quantum", seed, 0.8, shots=10) for seed in range(3)]
+    arms = analyze.group_arms(runs)
+    comparisons = analyze.compare_arms(arms)
+    figures = analyze.save_study_figures(tmp_path, runs, arms, comparisons)
+    names = {path.stem for path, _ in figures}
+    assert names == {
+        *("learning_curves", "cosine", "paired_differences", "accuracy_by_shots", "cost", "response", "covariance"),
+    }
+    content = analyze.report_content(runs, arms, comparisons, analyze.conclude(comparisons), figures)
+    analyze.write_report(tmp_path, content | {"sentences": ["<script>alert(1)</script>", *content["sentences"]]})
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page and "&lt;script&gt;" in page and "http" not in page
+    assert page.count("data:image/png;base64,") == len(figures) and page.index("Conclusion") < page.index("<table")
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for text in (r"a\|b", "![", "Paired differences", *content["sentences"]):
+        assert text in markdown
+    assert "quantum, shots 10 " in markdown and "-" in markdown
+
+
+def test_a_study_of_one_seed_has_no_interval_anywhere(tmp_path):
+    runs = fake_study(tmp_path, [0.1])
+    arms = analyze.group_arms(runs)
+    content = analyze.report_content(runs, arms, analyze.compare_arms(arms), [], [])
+    for row in content["tables"][0][2]:
+        assert row[3] == row[4] == "-"
+    assert content["tables"][1][2][0][4:7] == ["-", "-", "-"]
+
+
+def test_a_folder_of_runs_is_a_study_and_what_is_broken_is_skipped(finished_run, tmp_path, capsys):
+    results = tmp_path / "results"
+    shutil.copytree(finished_run, results / "run_20260101_000000")
+    (results / "run_20260101_000001").mkdir()
+    (results / "run_20260101_000001" / "config.json").write_text("{")
+    assert analyze.main([str(results)]) == 0
+    captured = capsys.readouterr()
+    assert "Final accuracy, loss and time" in captured.out and "report.html" in captured.out
+    assert captured.err.count("skipped") == 1 and "no pair of quantum and another rule" in captured.out
+    assert (results / "analysis" / "attention_quantum.png").exists()

@@ -16,7 +16,7 @@ MODULES = {
     "quantum_circuits": {"numpy", "torch", "qiskit", "qiskit_aer"},
     "model_utils": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow"},
     "train": {"config", "quantum_circuits", "model_utils", "analyze", "torch", "tqdm"},
-    "analyze": {"config", "numpy", "matplotlib", "transformers"},
+    "analyze": {"config", "quantum_circuits", "numpy", "matplotlib", "scipy", "transformers"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
