@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -335,7 +336,9 @@ def load_or_stand_in(settings, given):
     return settings, data, model, tokenizer, source | stands_in_for
 
 
+@functools.cache
 def warn(message):
+    """A loud line, said once however many runs of a study have reason to."""
     print(f"*** {' '.join(message.split())} ***", file=sys.stderr, flush=True)
 
 

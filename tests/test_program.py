@@ -123,7 +123,7 @@ def test_readme_commands_exist():
         if words[0] == "python" and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), command
             if words[1] in ("train.py", "quantum_circuits.py"):
-                config.load(words[2:])
+                config.load_study(words[2:])
 
 
 def test_readme_training_commands_run(tiny_flags, tmp_path):
