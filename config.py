@@ -6,6 +6,7 @@ immutable namedtuple, whose fields are the names in lower case; no other module 
 
 import argparse
 import collections
+import contextlib
 import difflib
 import itertools
 import json
@@ -189,7 +190,7 @@ def write_atomically(path, write):
 
 def load_or_exit(argv):
     """`load_study`, for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
-    signal.signal(signal.SIGINT, lambda *_: exit_with("interrupted", status=130))
+    signal.signal(signal.SIGINT, _quit)
     try:
         return load_study(argv)
     except ValueError as error:
@@ -205,6 +206,24 @@ def run_as_script(main):
         exit_with(error)
     except KeyboardInterrupt:
         exit_with("interrupted", status=130)
+
+
+@contextlib.contextmanager
+def quit_on_interrupt():
+    """Let Ctrl-C end the process at once, for work that leaves nothing behind: imports and loading.
+
+    Libraries catch KeyboardInterrupt and SystemExit halfway through an import and go on with half a module.
+    """
+    before = signal.signal(signal.SIGINT, _quit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _quit(*_):
+    print("error: interrupted", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
 def exit_with(error, status=2):

@@ -466,9 +466,9 @@ if __name__ == "__main__":
     def main(argv):
         settings = config.load(argv)
         folder = Path(settings.results_dir) / "circuits"
-        folder.mkdir(parents=True, exist_ok=True)
         for name in CIRCUITS:
             ansatz = build_ansatz(name, settings.num_qubits, settings.entangling_angle)
+            folder.mkdir(parents=True, exist_ok=True)
             print(describe(name, ansatz, settings.shots))
             figure = ansatz.circuit.draw("mpl", fold=-1)
             config.write_atomically(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150))

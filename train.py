@@ -53,7 +53,8 @@ def main(argv):
 def run_study(runs, argv):
     """Every run of a study that RESULTS_DIR does not hold finished, by the settings in its config.json, not by name."""
     seeds = {run.seed for run in runs}
-    used = load_or_stand_in(runs[0], config.given_flags(argv))[0]
+    with config.quit_on_interrupt():
+        used = load_or_stand_in(runs[0], config.given_flags(argv))[0]
     swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}
     if used.learning_rate != runs[0].learning_rate:
         swapped["learning_rate"] = used.learning_rate
@@ -109,12 +110,13 @@ def run_once(settings, argv, keep_model=True):
     results = Path(os.path.expanduser(settings.results_dir))
     if results.exists() and not results.is_dir():
         raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: is a file, allowed is a folder")
-    device = choose_device(settings.device)
-    backend = make_backend(settings)
-    settings, data, model, tokenizer, model_source = load_or_stand_in(settings, config.given_flags(argv))
-    weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
-    train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
-    eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
+    with config.quit_on_interrupt():
+        device = choose_device(settings.device)
+        backend = make_backend(settings)
+        settings, data, model, tokenizer, model_source = load_or_stand_in(settings, config.given_flags(argv))
+        weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
+        train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
+        eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
 
     run = create_run_folder(results)
     statistics = {"status": "running", "selected_weights": {name: weight.numel() for name, weight in weights.items()}}

@@ -295,6 +295,19 @@ def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
     assert load_file(run / "checkpoint" / "model.safetensors")
 
 
+@pytest.mark.parametrize("delay", [1.5, 2.5])
+def test_ctrl_c_before_training_is_one_line_and_leaves_nothing(tiny_flags, tmp_path, delay):
+    """Whatever library is being imported or loaded at that moment."""
+    command = [sys.executable, str(ROOT / "train.py"), *tiny_flags, "--num_epochs", "5000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    if not (tmp_path / "results").exists():
+        assert err == "error: interrupted\n"
+
+
 def test_an_unexpected_error_is_recorded_as_failed(tiny_flags, tmp_path, monkeypatch):
     def bug(*args):
         raise ValueError("not enough values to unpack")
