@@ -28,7 +28,7 @@ PALETTE = {
     "frozen": "#CC79A7",
     "batch": "#BBBBBB",
 }
-RULES = ("quantum", "independent", "exact", "classical", "frozen")
+RULES = [name for name in PALETTE if name != "batch"]
 ISOLATES = {  # what a comparison with the rule isolates
     "independent": "the correlations that entanglement makes",
     "exact": "the shot noise",
@@ -158,7 +158,7 @@ def caption(run):
             stands_in = f" (in place of {source['stands_in_for']})" if "stands_in_for" in source else ""
             names[index] = ("embedded model", "embedded sentences")[index] + stands_in
     rule = settings["update_rule"]
-    if rule not in ("classical", "frozen"):
+    if config.measures(rule):
         rule += f" ({settings['circuit']}, {settings['num_qubits']} qubits, {settings['shots']} shots)"
     return f"{' on '.join(names)}, {settings['train_size'] or 'all'} examples, {rule}"
 
@@ -175,6 +175,12 @@ def add_title(figure, text):
     figure.suptitle(plain(textwrap.fill(text, int(13 * figure.get_figwidth()))), fontsize=9)
 
 
+def add_legend(figure, ax, columns):
+    """The legend of ax below the whole figure, where it covers nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
 def save_figure(figure, path):
     config.write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
     return path
@@ -187,8 +193,7 @@ def save_curves(path, run):
     figure = new_figure(9, 3.8)
     for ax, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         plot_curve(ax, run["rows"], quantity, PALETTE[run["settings"]["update_rule"]])
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    add_legend(figure, ax, 2)
     add_title(figure, caption(run))
     return save_figure(figure, path)
 
@@ -533,7 +538,7 @@ def plot_response(ax, ansatz, shots, name):
         groups[:, shown] = xs
         probabilities = [quantum_circuits.outcome_probabilities(ansatz, group) for group in groups]
         means = (np.array(probabilities) @ quantum_circuits.minus_z(n) @ ansatz.inverse.T)[:, shown]
-        noise = [np.sqrt(decoded_covariance(ansatz, group)[shown, shown] / shots) for group in groups]
+        noise = [np.sqrt(decoded_covariance(ansatz, p)[shown, shown] / shots) for p in probabilities]
         ax.plot(xs, means, color=color, label=label, ls="-" if others == 0 else "--")
         ax.fill_between(xs, means - 2 * np.array(noise), means + 2 * np.array(noise), color=color, alpha=0.15, lw=0)
     ax.plot([-1, 1], [-1, 1], color="black", lw=0.8, label="unbiased")
@@ -541,12 +546,11 @@ def plot_response(ax, ansatz, shots, name):
     return ax
 
 
-def decoded_covariance(ansatz, group):
-    """Covariance of the measured gradient in one shot, R^-1 Sigma(x) R^-T, float64 (n, n), for max |g| = 1."""
+def decoded_covariance(ansatz, probabilities):
+    """Covariance of the measured gradient in one shot, R^-1 Sigma R^-T, float64 (n, n), for max |g| = 1."""
     import quantum_circuits
 
-    sigma = quantum_circuits.noise_covariance(quantum_circuits.outcome_probabilities(ansatz, group))
-    return ansatz.inverse @ sigma @ ansatz.inverse.T
+    return ansatz.inverse @ quantum_circuits.noise_covariance(probabilities) @ ansatz.inverse.T
 
 
 def plot_covariance(ax, covariance, title):
@@ -581,7 +585,7 @@ def save_study_figures(out, runs, arms, comparisons):
     ):
         figure = new_figure(7, 4)
         ax = plot_by_rule(figure.subplots(), arms, column, label)
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        add_legend(figure, ax, 2)
         keep(name, figure, f"{text}: mean over the seeds, band of one standard deviation.")
     if comparisons:
         figure = new_figure(7, 1.2 + 0.35 * len(comparisons))
@@ -597,16 +601,14 @@ def save_study_figures(out, runs, arms, comparisons):
             ax = plot_sweep(figure.subplots(), arms, name, label)
             if name == "shots":
                 ax.set_xscale("log")
-            figure.legend(
-                *ax.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
-            )
+            add_legend(figure, ax, 2)
             keep(f"accuracy_by_{name}", figure, f"Final accuracy against {label}: mean, one standard deviation.")
     figure = new_figure(7, 1.4 + 0.35 * len(arms))
     ax = plot_cost(figure.subplots(), arms)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    add_legend(figure, ax, 4)
     keep("cost", figure, "Seconds per step and where they go; circuits per step beside the bars.")
 
-    settings = next((r["settings"] for r in runs if r["settings"]["update_rule"] not in ("classical", "frozen")), None)
+    settings = next((r["settings"] for r in runs if config.measures(r["settings"]["update_rule"])), None)
     settings = settings or runs[0]["settings"]
     n, angle, shots = settings["num_qubits"], settings["entangling_angle"], settings["shots"]
     figure = new_figure(10, 3.2)
@@ -614,11 +616,11 @@ def save_study_figures(out, runs, arms, comparisons):
     for ax, name in zip(np.atleast_1d(axes), quantum_circuits.CIRCUITS, strict=True):
         plot_response(ax, quantum_circuits.build_ansatz(name, n, angle), shots, name)
     np.atleast_1d(axes)[0].set_ylabel(f"decoded mean of qubit {min(1, n - 1)}")
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    add_legend(figure, ax, 3)
     keep("response", figure, f"Response of each circuit, {n} qubits, band of two standard deviations at {shots} shots.")
 
     ansatz = quantum_circuits.build_ansatz(settings["circuit"], n, angle)
-    together = decoded_covariance(ansatz, np.full(n, 0.6))
+    together = decoded_covariance(ansatz, quantum_circuits.outcome_probabilities(ansatz, np.full(n, 0.6)))
     figure = new_figure(7.5, 3.8)
     left, right = figure.subplots(1, 2)
     plot_covariance(left, together, "quantum")

@@ -59,6 +59,8 @@ BACKEND = "aer"  # where the circuits run: "aer" (simulator)
 RESULTS_DIR = "results"  # run folders go here
 SAMPLE_SENTENCES = ["A moving and often funny film.", "The plot is dull, the cast is not."]  # for attention maps
 
+_RULES = ("quantum", "independent", "exact", "classical", "frozen")
+
 # What is allowed: (kind, lowest, highest), or (kind, value, value, ...), or (kind,).
 _LIMITS = {
     "MODEL_NAME": ("text",),
@@ -78,10 +80,10 @@ _LIMITS = {
     "EMBEDDED_LEARNING_RATE": ("a number", 0, 10),
     "WEIGHT_DECAY": ("a number", 0, 10),
     "SEED": ("a whole number", 0, 2**32 - 1),
-    "UPDATE_RULES": ("a list of", "quantum", "independent", "exact", "classical", "frozen"),
+    "UPDATE_RULES": ("a list of", *_RULES),
     "SEEDS": ("a list of whole numbers", 0, 2**32 - 1),
     "DEVICE": ("one of", "auto", "cpu", "cuda"),
-    "UPDATE_RULE": ("one of", "quantum", "independent", "exact", "classical", "frozen"),
+    "UPDATE_RULE": ("one of", *_RULES),
     "QUANTUM_OPTIMIZER": ("one of", "sgd", "adamw"),
     "QUANTUM_LEARNING_RATE": ("a number", 0, 1000),
     "CIRCUIT": ("text",),
@@ -150,13 +152,18 @@ def given_flags(argv):
     return frozenset(vars(_parser().parse_args(list(argv))))
 
 
+def measures(rule):
+    """Whether an update rule sends gradients through circuits."""
+    return rule not in ("classical", "frozen")
+
+
 def counting(settings):
     """The settings, as a dict, that a run's result depends on under its rule, its seed included.
 
     Two runs with the same dict compute the same; what the rule does not use (the shots of a classical run) is left out.
     """
     ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
-    if settings["update_rule"] in ("classical", "frozen"):
+    if not measures(settings["update_rule"]):
         ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization", "backend"}
         ignored |= {"circuit", "num_qubits", "shots", "entangling_angle"}
     elif settings["update_rule"] == "exact":

@@ -37,7 +37,6 @@ GLUE_COLUMNS = {
     "wnli": ("sentence1", "sentence2"),
 }
 USUAL_COLUMNS = (("sentence",), ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"))
-TRAIN_SPLITS = ("train",)
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "test")
 HELD_OUT = 0.2  # part of the training rows that becomes the evaluation split where there is none
 # The small model and the sentences that come with the code, and what they stand in for where no hub can be reached.
@@ -169,7 +168,7 @@ def read_local(path, seed):
     if path.is_dir():
         files = {
             split: [file for file in sorted(path.glob(f"{split}.*")) if file.suffix in READERS]
-            for split in TRAIN_SPLITS + EVALUATION_SPLITS
+            for split in ("train", *EVALUATION_SPLITS)
         }
         for found in files.values():
             if len(found) > 1:
@@ -245,11 +244,11 @@ def read_table(path):
         raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
     if not rows:
         raise ValueError(f"{path}: holds no rows")
-    return Table(rows, [column for column in rows[0] if column is not None], str(path), list(range(len(rows))))
+    return Table(rows, list(rows[0]), str(path), list(range(len(rows))))
 
 
 def read_hub(name, config):
-    """(training Table, evaluation Table, source) of a hub data set; ValueError where it cannot be had."""
+    """(training Table, evaluation Table, source) of a hub data set; OutOfReach where it cannot be had."""
     hub_id = HUB_IDS.get(name, name)
     problem = hub_problem(f"datasets/{hub_id}/resolve/main/README.md")
     import datasets

@@ -353,14 +353,13 @@ def choose_device(name):
 def make_backend(settings):
     """The engine of a rule that measures, None for classical and frozen; the circuit is checked either way."""
     ansatz = quantum_circuits.build_ansatz(settings.circuit, settings.num_qubits, settings.entangling_angle)
-    measures = settings.update_rule in quantum_circuits.RULES
-    return quantum_circuits.AerBackend(ansatz, settings.update_rule) if measures else None
+    return quantum_circuits.AerBackend(ansatz, settings.update_rule) if config.measures(settings.update_rule) else None
 
 
 def make_optimizer(model, weights, settings):
     """AdamW over all weights but the selected ones where a quantum rule steps them itself, or nothing does (frozen)."""
-    measured = settings.update_rule in quantum_circuits.RULES
-    aside = settings.update_rule == "frozen" or (measured and settings.quantum_optimizer == "sgd")
+    by_quantum = config.measures(settings.update_rule) and settings.quantum_optimizer == "sgd"
+    aside = by_quantum or settings.update_rule == "frozen"
     excluded = {id(weight) for weight in weights.values()} if aside else set()
     rest = [parameter for parameter in model.parameters() if id(parameter) not in excluded]
     return torch.optim.AdamW(rest, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -490,7 +489,7 @@ def announce(settings, run, device, data, weights, model_source, note):
     print(f"rate:    {settings.learning_rate:g} for AdamW, decaying to 0")
     print(f"data:    {settings.dataset_name}: {len(data.train)} training, {len(data.evaluation)} evaluation examples")
     print(f"weights: {entries:,} entries of {len(weights)} attention weights, rule {settings.update_rule}")
-    if settings.update_rule in quantum_circuits.RULES:
+    if config.measures(settings.update_rule):
         size = f"{settings.num_qubits} qubits, {settings.shots} shots"
         print(f"circuit: {settings.circuit}, {circuits:,} circuits per step, {size}")
     if note:
