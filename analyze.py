@@ -554,13 +554,14 @@ def decoded_covariance(ansatz, probabilities):
 
 
 def plot_covariance(ax, covariance, title):
-    """A covariance matrix with its numbers; the colours span the off-diagonal entries, so that these are seen."""
+    """A covariance matrix with its numbers; the colours span twice the off-diagonal entries, to show these."""
     n = len(covariance)
-    top = max(np.abs(covariance - np.diag(np.diag(covariance))).max(), 1e-9)
+    covariance = np.round(covariance, 2) + 0.0  # without the sign of a zero
+    top = max(2 * np.abs(covariance - np.diag(np.diag(covariance))).max(), 0.01)
     ax.imshow(covariance, cmap=DIFFERENCE_COLOURS, vmin=-top, vmax=top)
     for (row, column), value in np.ndenumerate(covariance):
-        color = "white" if row == column else "black"
-        ax.text(column, row, f"{value + 0.0:.2f}", ha="center", va="center", fontsize=8, color=color)
+        color = "white" if abs(value) > 0.6 * top else "black"
+        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=color)
     ax.set(title=title, xlabel="qubit", ylabel="qubit", xticks=range(n), yticks=range(n))
     return ax
 
