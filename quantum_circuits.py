@@ -15,21 +15,20 @@ Bit order is little-endian throughout: qubit i is bit i of an outcome and carrie
 """
 
 import math
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
-from qiskit.circuit.library import HGate, SXdgGate, SXGate
-from qiskit.quantum_info import Operator, Statevector, partial_trace
+from qiskit.quantum_info import Pauli, Statevector, partial_trace
 from qiskit_aer.quantum_info.states.aer_state import AerState
 
-# Groups that Aer simulates at once, and that share one random stream: part of what a seed means, so never change it.
-CHUNK_GROUPS = 2**9
-# Aer's kernel for diagonals is five times slower per amplitude beyond this many qubits.
-DIAGONAL_QUBITS = 11
+# Groups that share one random stream of the shots: part of what a seed means, so never change it.
+STREAM_GROUPS = 2**9
 # A circuit that answers more weakly, or less evenly, than this multiplies the shot noise a thousandfold: refused.
 SMALLEST_RESPONSE = 1e-3
 LARGEST_CONDITION = 1e3
@@ -233,52 +232,71 @@ def cost(numel, num_qubits, shots):
 class AerBackend:
     """Aer's statevector simulator with the batch as an address register.
 
-    9 extra qubits in uniform superposition index 2^9 groups. A rotation whose angle differs from group to group is
-    then one diagonal over address and data qubits between basis changes, RY(t) = SX^-1 RZ(t) SX. Aer computes the
-    state; |amplitude|^2, one row per address, normalised by row, is every group's exact distribution. The shots are
-    drawn from it (multinomial): what measuring gives, at a hundredth of the cost of Aer's own counts.
+    address_qubits extra qubits in uniform superposition index a block of 2^address_qubits groups; they are the lowest
+    qubits, data qubit i is qubit address_qubits + i. A rotation whose angle differs from group to group is then one
+    multiplexed gate, controlled by the address. Aer computes the state; |amplitude|^2, one column per address,
+    normalised by column, is every group's exact distribution. The shots are drawn from it (multinomial): what
+    measuring gives, at a hundredth of the cost of Aer's own counts.
     """
 
     name = "aer"
 
-    def __init__(self, ansatz, rule="quantum"):
-        """rule: how the shots are drawn, a name in RULES."""
+    def __init__(self, ansatz, rule="quantum", address_qubits=9):
+        """rule: how the shots are drawn, a name in RULES. address_qubits: size of a block, a matter of speed alone."""
         self.ansatz, self.rule = ansatz, rule
-        self.minus_z = minus_z(ansatz.circuit.num_qubits)
+        self.address = list(range(address_qubits))
+        self.block = 2**address_qubits
+        self.batch = max(self.block, STREAM_GROUPS)
+        self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
         self.start, self.steps = compile_batched(ansatz)
+        self.thread = threading.local()  # one AerState per thread: building it costs a tenth of a block's simulation
 
     def probabilities(self, theta):
-        """Exact outcome distributions, float64 (groups, 2^n), for angles theta, float64 (groups, n), radians.
+        """Exact outcome distributions, float64 (groups, 2^n), for angles theta, float64 (groups, n), radians."""
+        blocks = [self.simulate(theta[first : first + self.block]) for first in range(0, len(theta), self.block)]
+        return np.concatenate(blocks)
 
-        groups is at most CHUNK_GROUPS.
-        """
+    def simulate(self, theta):
+        """`probabilities` of one block, at most 2^address_qubits groups."""
         groups, n = theta.shape
-        padded = np.zeros((CHUNK_GROUPS, n))
-        padded[:groups] = theta
-        # Amplitudes lack the factor 2^(-9/2) of the superposition, which the normalisation below would take out again.
-        amplitudes = np.tile(self.start, CHUNK_GROUPS)
-        # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits one core's cache.
-        state = AerState(method="statevector", fusion_enable=False, max_parallel_threads=1)
-        # A copy, since Aer frees memory it was lent when an exception, Ctrl-C for one, ends this function midway.
-        state.initialize(amplitudes, copy=True)
-        address = list(range(n, n + CHUNK_GROUPS.bit_length() - 1))
-        for qubits, matrix, constants, slopes in self.steps:
-            if matrix is not None:
-                state.apply_unitary(qubits, matrix)
+        angles = np.zeros((n, self.block))
+        angles[:, :groups] = theta.T
+        # Taken out while in use: what an exception leaves half done is not used again.
+        state = self.thread.__dict__.pop("state", None)
+        if state is None:
+            # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
+            state = AerState(method="statevector", fusion_enable=False, max_parallel_threads=1)
+        # Amplitudes lack the factor of the superposition, which the normalisation below would take out again. A copy,
+        # since Aer frees memory it was lent when an exception, Ctrl-C for one, ends this function midway.
+        state.initialize(np.repeat(self.start, self.block), copy=True)
+        for qubits, gate, rotation in self.steps:
+            data = [len(self.address) + qubit for qubit in qubits]
+            if rotation is not None:
+                # Past AerState.apply_multiplexer, which checks group by group, three times as slow as the gate itself.
+                state._native_state.apply_multiplexer(self.address, data, rotation_matrices(angles, *rotation))
+            elif gate.name == "cx":
+                state.apply_cx(*data)
             else:
-                state.apply_diagonal(qubits + address, np.exp(1j * (padded @ slopes + constants)).reshape(-1))
+                state.apply_unitary(data, gate.to_matrix())
         state.flush()
         final = state.move_to_ndarray()
-        distribution = (final.real**2 + final.imag**2).reshape(CHUNK_GROUPS, 2**n)[:groups]
+        distribution = (final.real**2 + final.imag**2).reshape(2**n, self.block)[:, :groups]
         state.close()
-        return distribution / distribution.sum(axis=1, keepdims=True)
+        state.renew()
+        self.thread.state = state
+        return np.ascontiguousarray((distribution / distribution.sum(axis=0)).T)
 
-    def measure(self, theta, shots, generator):
-        """Measured means e = (ones - zeros) / shots, float64 (groups, n), for at most CHUNK_GROUPS groups.
+    def measure(self, theta, shots, generators):
+        """Measured means e = (ones - zeros) / shots, float64 (groups, n).
 
-        theta: float64 (groups, n), radians. generator: the numpy.random.Generator that draws the shots.
+        theta: float64 (groups, n), radians. generators: the numpy.random.Generator of every STREAM_GROUPS groups.
         """
-        return RULES[self.rule](self.probabilities(theta), self.minus_z, shots, generator)
+        distributions = self.probabilities(theta)
+        means = np.empty(theta.shape)
+        for stream, generator in enumerate(generators):
+            rows = slice(stream * STREAM_GROUPS, (stream + 1) * STREAM_GROUPS)
+            means[rows] = RULES[self.rule](distributions[rows], self.eigenvalues, shots, generator)
+        return means
 
 
 def joint_shots(probabilities, eigenvalues, shots, generator):
@@ -304,59 +322,31 @@ RULES = {"quantum": joint_shots, "independent": independent_shots, "exact": no_s
 def compile_batched(ansatz):
     """(start, steps): the state every group begins with, complex (2^n,), and the steps after it.
 
-    A step is (qubits, matrix, None, None), a fixed gate, or (qubits, None, constants, slopes), a diagonal with phases
-    theta @ slopes + constants (radians), slopes (n, 2^k), constants (2^k,), for the 2^k basis states of its k qubits.
+    A step is (qubits, gate, None), a fixed gate, or (qubits, None, (constant, slopes, pauli)), a rotation by the angle
+    constant + slopes @ theta (radians) about a Pauli matrix.
     """
     start, steps = QuantumCircuit(ansatz.circuit.num_qubits), []
-    for qubits, gate, rotation in lowered(ansatz):
-        if rotation is None and not any(set(qubits) & set(other) for other, _, _ in steps):
-            start.append(gate, qubits)  # no data before it: the same for every group
-        elif rotation is None or not merged_into_earlier(steps, qubits, rotation):
-            steps.append((qubits, gate, [] if rotation is None else [(qubits, *rotation)]))
-    return Statevector(start).data, [finished_step(*step) for step in steps]
-
-
-def lowered(ansatz):
-    """The circuit as a list of (qubits, gate, None), and (qubits, None, (constant, slopes)) for RZ and RZZ."""
-    basis_changes = {"rx": (HGate(), HGate()), "ry": (SXGate(), SXdgGate())}
-    operations = []
     for instruction in ansatz.circuit.data:
         qubits = [ansatz.circuit.find_bit(qubit).index for qubit in instruction.qubits]
         gate = instruction.operation
-        if not instruction.is_parameterized():
-            operations.append((qubits, gate, None))
-            continue
-        before, after = basis_changes.get(gate.name, (None, None))
-        operations += [(qubits, before, None)] * (before is not None)
-        operations.append((qubits, None, linear_angle(gate, ansatz.angles)))
-        operations += [(qubits, after, None)] * (after is not None)
-    return operations
+        if instruction.is_parameterized():
+            steps.append((qubits, None, (*linear_angle(gate, ansatz.angles), Pauli(gate.name[1:].upper()).to_matrix())))
+        elif any(set(qubits) & set(other) for other, _, _ in steps):
+            steps.append((qubits, gate, None))
+        else:
+            start.append(gate, qubits)  # no data before it: the same for every group
+    return Statevector(start).data, steps
 
 
-def merged_into_earlier(steps, qubits, rotation):
-    """Put a rotation into the last diagonal it can reach past gates on other qubits; False where there is none."""
-    for index in reversed(range(len(steps))):
-        other, gate, rotations = steps[index]
-        joined = sorted({*other, *qubits})
-        if gate is None and len(joined) + CHUNK_GROUPS.bit_length() - 1 <= DIAGONAL_QUBITS:
-            steps[index] = (joined, None, [*rotations, (qubits, *rotation)])
-            return True
-        if gate is not None and set(other) & set(qubits):
-            return False
-    return False
+def rotation_matrices(theta, constant, slopes, pauli):
+    """exp(-i a P / 2) = cos(a/2) - i sin(a/2) P of every group, complex (groups, 2^k, 2^k), for a k-qubit Pauli P.
 
-
-def finished_step(qubits, gate, rotations):
-    """A step of compile_batched: the gate's matrix, or the phases -angle/2 * (+1 or -1, the parity of the qubits)."""
-    if gate is not None:
-        return qubits, Operator(gate).data, None, None
-    bits = outcome_bits(len(qubits))
-    constants, slopes = 0.0, 0.0
-    for turned, constant, slope in rotations:
-        parity = 1 - 2.0 * (bits[:, [qubits.index(qubit) for qubit in turned]].sum(axis=1) % 2)
-        constants = constants - parity / 2 * constant
-        slopes = slopes - np.outer(slope, parity / 2)
-    return qubits, None, constants, slopes
+    a = constant + slopes @ theta, theta float64 (n, groups), radians. Summed entry by entry: the rounding of a matrix
+    product depends on its shape, and no result may depend on the size of a block.
+    """
+    angle = constant + sum(slope * row for slope, row in zip(slopes, theta, strict=True) if slope)
+    cosine, sine = np.cos(angle / 2), np.sin(angle / 2)
+    return cosine[:, None, None] * np.eye(len(pauli)) + sine[:, None, None] * (-1j * pauli)
 
 
 # --- The update rule --------------------------------------------------------------------------------------------------
@@ -386,7 +376,7 @@ def encode(values, num_qubits, scale=None):
 
 def decode(means, scale, inverse):
     """The measured gradient s R^-1 e, float64 (groups, n). means: e (groups, n). A group with s = 0 gets zeros."""
-    return np.where(scale > 0, scale * (means @ inverse.T), 0.0)
+    return np.where(scale > 0, scale * np.einsum("ij,gj->gi", inverse, means), 0.0)
 
 
 def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, normalization="group"):
@@ -412,14 +402,21 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
     ansatz, n = backend.ansatz, backend.ansatz.circuit.num_qubits
     scale = float(flat.abs().max()) if normalization == "tensor" and flat.numel() else None
     update = torch.empty_like(flat)
-    stretch = CHUNK_GROUPS * n
-    for chunk, first in enumerate(range(0, flat.numel(), stretch)):
-        values = flat[first : first + stretch].double().numpy()
+    stretch = STREAM_GROUPS * n
+
+    def measure_batch(first):
+        values = flat[first : first + backend.batch * n].double().numpy()
         x, scales = encode(values, n, scale)
-        generator = np.random.default_rng(np.random.SeedSequence((*seed, chunk)))
-        means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, generator)
+        streams = range(first // stretch, first // stretch + -(-len(values) // stretch))
+        generators = [np.random.default_rng(np.random.SeedSequence((*seed, stream))) for stream in streams]
+        means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, generators)
         estimate = decode(means, scales, ansatz.inverse)
-        update[first : first + stretch] = torch.from_numpy(learning_rate * estimate.reshape(-1)[: len(values)])
+        update[first : first + len(values)] = torch.from_numpy(learning_rate * estimate.reshape(-1)[: len(values)])
+
+    # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next batch meanwhile.
+    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
+        for _ in threads.map(measure_batch, range(0, flat.numel(), backend.batch * n)):
+            pass
     if not torch.isfinite(update).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
     update = update.reshape(gradient.shape).to(gradient.device)

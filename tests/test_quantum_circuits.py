@@ -108,7 +108,7 @@ def test_engine_agrees_with_plain_aer_run_by_run(name):
     x[2:] = [[0.6, 0.6, 0.6], [-0.6, 0.6, 0.7], [0.5, -0.7, 0.1], [0.0, 0.3, -0.9]]
     theta = np.arcsin(backend.ansatz.encoding_range * x)
     counts = np.random.default_rng(1).multinomial(shots, backend.probabilities(theta))
-    measured = backend.measure(theta, shots, np.random.default_rng(1))
+    measured = backend.measure(theta, shots, [np.random.default_rng(1)])
     z = qc.minus_z(3)
     pairs = np.stack([z[:, 0] * z[:, 1], z[:, 0] * z[:, 2], z[:, 1] * z[:, 2]], axis=1)
     simulator = AerSimulator()
@@ -308,7 +308,7 @@ def test_other_bad_arguments_are_refused():
 
 
 def test_seeds_separate_runs_steps_tensors_and_chunks():
-    gradient = torch.full((3 * qc.CHUNK_GROUPS * 5,), 0.3)
+    gradient = torch.full((3 * qc.STREAM_GROUPS * 5,), 0.3)
     gradient[::5] = 1.0
     seeds = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
     pieces = [piece for seed in seeds for piece in update_of(gradient, seed=seed)[0].reshape(3, -1)]
@@ -317,17 +317,26 @@ def test_seeds_separate_runs_steps_tensors_and_chunks():
             assert (first == second).float().mean() < 0.3  # 1000 shots: equal counts now and then, by chance
 
 
-def test_same_seed_same_bits_whatever_the_threads():
+@pytest.mark.parametrize("rule", qc.RULES)
+@pytest.mark.parametrize("name", qc.CIRCUITS)
+def test_same_seed_same_bits_whatever_the_threads_and_blocks(name, rule):
+    ansatz = qc.build_ansatz(name, 5, PHI)
+    gradient = torch.randn(9003, generator=torch.Generator().manual_seed(4))  # 4 random streams, the last one cut short
+    alone, _ = update_of(gradient, qc.AerBackend(ansatz, rule), seed=(9, 8, 7))
+    before = torch.get_num_threads()
+    try:
+        for threads, address_qubits in [(1, 9), (2, 9), (1, 3), (2, 7), (2, 10), (1, 11)]:
+            torch.set_num_threads(threads)
+            backend = qc.AerBackend(ansatz, rule, address_qubits)
+            assert torch.equal(update_of(gradient, backend, seed=(9, 8, 7))[0], alone), (threads, address_qubits)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_one_backend_serves_several_callers_at_once():
     backend = make_backend()
     gradient = torch.randn(9000, generator=torch.Generator().manual_seed(4))
     alone, _ = update_of(gradient, backend, seed=(9, 8, 7))
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            assert torch.equal(update_of(gradient, backend, seed=(9, 8, 7))[0], alone)
-    finally:
-        torch.set_num_threads(before)
     with ThreadPoolExecutor(2) as pool:
         for update, _ in pool.map(lambda _: update_of(gradient, backend, seed=(9, 8, 7)), range(4)):
             assert torch.equal(update, alone)
@@ -362,14 +371,14 @@ def test_a_circuit_is_added_by_one_function_in_one_table(monkeypatch):
 
 
 def test_independent_keeps_the_means_and_loses_the_correlations():
-    shots, groups = 20_000, qc.CHUNK_GROUPS
+    shots, groups = 20_000, qc.STREAM_GROUPS
     ansatz = qc.build_ansatz("graph", 5, PHI)
     theta = np.arcsin(np.full((groups, 5), 0.6))
     sigma = qc.noise_covariance(qc.outcome_probabilities(ansatz, np.full(5, 0.6)))
     sampled = {}
     for rule in ("quantum", "independent"):
         backend = qc.AerBackend(ansatz, rule)
-        e = np.concatenate([backend.measure(theta, shots, np.random.default_rng(i)) for i in range(40)])
+        e = np.concatenate([backend.measure(theta, shots, [np.random.default_rng(i)]) for i in range(40)])
         np.testing.assert_allclose(e.mean(axis=0), 0.3, atol=5 * math.sqrt((1 - 0.3**2) / shots / len(e)))
         sampled[rule] = np.cov(e.T) * shots
     variance = np.diag(sigma)
