@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
-from qiskit.quantum_info import Pauli, Statevector, partial_trace
+from qiskit.circuit.library import CXGate
+from qiskit.quantum_info import Operator, Pauli, Statevector, partial_trace
 from qiskit_aer.quantum_info.states.aer_state import AerState
 
 # Groups that share one random stream of the shots: part of what a seed means, so never change it.
@@ -274,10 +275,10 @@ class AerBackend:
             if rotation is not None:
                 # Past AerState.apply_multiplexer, which checks group by group, three times as slow as the gate itself.
                 state._native_state.apply_multiplexer(self.address, data, rotation_matrices(angles, *rotation))
-            elif gate.name == "cx":
+            elif gate is CXGate:
                 state.apply_cx(*data)
             else:
-                state.apply_unitary(data, gate.to_matrix())
+                state.apply_unitary(data, gate)
         state.flush()
         final = state.move_to_ndarray()
         distribution = (final.real**2 + final.imag**2).reshape(2**n, self.block)[:, :groups]
@@ -322,8 +323,8 @@ RULES = {"quantum": joint_shots, "independent": independent_shots, "exact": no_s
 def compile_batched(ansatz):
     """(start, steps): the state every group begins with, complex (2^n,), and the steps after it.
 
-    A step is (qubits, gate, None), a fixed gate, or (qubits, None, (constant, slopes, pauli)), a rotation by the angle
-    constant + slopes @ theta (radians) about a Pauli matrix.
+    A step is (qubits, gate, None), a fixed gate given as CXGate or as its matrix, or (qubits, None, (constant, slopes,
+    pauli)), a rotation by the angle constant + slopes @ theta (radians) about a Pauli matrix.
     """
     start, steps = QuantumCircuit(ansatz.circuit.num_qubits), []
     for instruction in ansatz.circuit.data:
@@ -332,7 +333,7 @@ def compile_batched(ansatz):
         if instruction.is_parameterized():
             steps.append((qubits, None, (*linear_angle(gate, ansatz.angles), Pauli(gate.name[1:].upper()).to_matrix())))
         elif any(set(qubits) & set(other) for other, _, _ in steps):
-            steps.append((qubits, gate, None))
+            steps.append((qubits, CXGate if gate.base_class is CXGate else Operator(gate).data, None))
         else:
             start.append(gate, qubits)  # no data before it: the same for every group
     return Statevector(start).data, steps
