@@ -43,6 +43,7 @@ SEED = 42  # draws splits, head, data order, dropout and shots; another seed, an
 UPDATE_RULES = []  # a study: these rules, each with every seed; [] = UPDATE_RULE alone
 SEEDS = []  # a study: these seeds, on the command line also as 0-9; [] = SEED alone
 DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "cuda"
+AUTOCAST = "off"  # precision of the model's matrix products: "off" (float32) or "bf16"; weights stay float32
 
 # --- Quantum update
 UPDATE_RULE = "quantum"  # what the selected weights get: quantum; independent or exact (controls); classical; frozen
@@ -54,6 +55,7 @@ SHOTS = 1000  # measurements per circuit; more shots, less noise
 ENTANGLING_ANGLE = math.pi / 4  # angle of the ring of RZZ gates in "graph", radians; 0 = no entanglement
 NORMALIZATION = "group"  # scale of the encoding, max |gradient| of: "group" (one circuit) or "tensor" (one weight)
 BACKEND = "aer"  # where the circuits run: "aer" (simulator)
+AER_DEVICE = "CPU"  # where Aer simulates: "CPU", or "GPU" with qiskit-aer-gpu installed in place of qiskit-aer
 
 # --- Output
 RESULTS_DIR = "results"  # run folders go here
@@ -83,6 +85,7 @@ _LIMITS = {
     "UPDATE_RULES": ("a list of", *_RULES),
     "SEEDS": ("a list of whole numbers", 0, 2**32 - 1),
     "DEVICE": ("one of", "auto", "cpu", "cuda"),
+    "AUTOCAST": ("one of", "off", "bf16"),
     "UPDATE_RULE": ("one of", *_RULES),
     "QUANTUM_OPTIMIZER": ("one of", "sgd", "adamw"),
     "QUANTUM_LEARNING_RATE": ("a number", 0, 1000),
@@ -92,6 +95,7 @@ _LIMITS = {
     "ENTANGLING_ANGLE": ("a number", 0, math.nextafter(math.pi / 2, 0)),
     "NORMALIZATION": ("one of", "group", "tensor"),
     "BACKEND": ("one of", "aer"),
+    "AER_DEVICE": ("one of", "CPU", "GPU"),
     "RESULTS_DIR": ("text",),
     "SAMPLE_SENTENCES": ("a list of texts", 0, 20),
 }
@@ -165,7 +169,7 @@ def counting(settings):
     ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
     if not measures(settings["update_rule"]):
         ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization", "backend"}
-        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle"}
+        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle", "aer_device"}
     elif settings["update_rule"] == "exact":
         ignored.add("shots")
     if settings["quantum_optimizer"] == "adamw":

@@ -26,6 +26,7 @@ from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.circuit.library import CXGate
 from qiskit.quantum_info import Operator, Pauli, Statevector, partial_trace
+from qiskit_aer import AerSimulator
 from qiskit_aer.quantum_info.states.aer_state import AerState
 
 # Groups that share one random stream of the shots: part of what a seed means, so never change it.
@@ -242,9 +243,18 @@ class AerBackend:
 
     name = "aer"
 
-    def __init__(self, ansatz, rule="quantum", address_qubits=9):
-        """rule: how the shots are drawn, a name in RULES. address_qubits: size of a block, a matter of speed alone."""
-        self.ansatz, self.rule = ansatz, rule
+    def __init__(self, ansatz, rule="quantum", address_qubits=9, device="CPU"):
+        """rule: how the shots are drawn, a name in RULES. address_qubits: size of a block, a matter of speed alone.
+
+        device: "CPU" or "GPU". Raises ValueError where the installed Aer does not have it.
+        """
+        available = AerSimulator().available_devices()
+        if device not in available:
+            raise ValueError(
+                f"AER_DEVICE = {device!r}: the installed qiskit-aer has {', '.join(available)} alone; "
+                "the package qiskit-aer-gpu, for Linux with CUDA, brings GPU"
+            )
+        self.ansatz, self.rule, self.device = ansatz, rule, device
         self.address = list(range(address_qubits))
         self.block = 2**address_qubits
         self.batch = max(self.block, STREAM_GROUPS)
@@ -266,7 +276,7 @@ class AerBackend:
         state = self.thread.__dict__.pop("state", None)
         if state is None:
             # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
-            state = AerState(method="statevector", fusion_enable=False, max_parallel_threads=1)
+            state = AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
         # Amplitudes lack the factor of the superposition, which the normalisation below would take out again. A copy,
         # since Aer frees memory it was lent when an exception, Ctrl-C for one, ends this function midway.
         state.initialize(np.repeat(self.start, self.block), copy=True)

@@ -162,7 +162,7 @@ def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend
     step = 0
 
     with open(run / "metrics.csv", "w", newline="", encoding="utf-8") as file, progress_bar(total_steps) as bar:
-        metrics = csv.DictWriter(file, METRICS)
+        metrics = csv.DictWriter(file, METRICS + [seconds_of(name) for name in weights if backend])
         metrics.writeheader()
         evaluation = evaluate(model, tokenizer, eval_set, settings, device)
         write_row(metrics, file, {"step": 0, "epoch": 0, **evaluation})
@@ -174,7 +174,8 @@ def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend
                 # Run the batch forward.
                 started = time.perf_counter()
                 inputs, labels = model_utils.collate(tokenizer, [train_set[index] for index in batch], device)
-                logits = model(**inputs).logits
+                with autocast(settings, device):
+                    logits = model(**inputs).logits.float()
                 loss = cross_entropy(logits, labels)
                 require_finite({"the loss": loss.detach()})
                 forward_done = time.perf_counter()
@@ -227,6 +228,11 @@ def shuffled_batches(examples, batch_size, seed, epoch):
     return [order[first : first + batch_size] for first in range(0, examples, batch_size)]
 
 
+def autocast(settings, device):
+    """The context in which the model runs forward; with AUTOCAST = "off" it changes nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.autocast == "bf16")
+
+
 def require_finite(tensors):
     """FloatingPointError naming the first of the tensors that holds nan or infinity; None stands for no gradient."""
     for name, tensor in tensors.items():
@@ -250,13 +256,14 @@ def measure_gradients(gradients, backend, settings, step):
     """(updates by name, cost): what the circuits make of the gradients; no updates for classical and frozen weights.
 
     With QUANTUM_OPTIMIZER = "adamw" an update is the measured gradient itself, for AdamW to step on.
-    cost: coverage (part of the selected entries that were measured, None where nothing is to be), circuits and shots.
+    cost: coverage (part of the selected entries that were measured, None where nothing is to be), circuits, shots, and
+    seconds by weight.
     """
     if backend is None:
         return {}, {"coverage": None, "circuits": 0, "shots": 0}
-    updates, costs = {}, []
+    updates, costs = {}, {}
     for index, (name, gradient) in enumerate(gradients.items()):
-        updates[name], cost = quantum_circuits.quantum_parameter_update(
+        updates[name], costs[name] = quantum_circuits.quantum_parameter_update(
             gradient,
             backend,
             learning_rate=settings.quantum_learning_rate if settings.quantum_optimizer == "sgd" else 1.0,
@@ -264,12 +271,18 @@ def measure_gradients(gradients, backend, settings, step):
             seed=(settings.seed, step, index),
             normalization=settings.normalization,
         )
-        costs.append(cost)
+    entries, circuits, shots, _ = map(sum, zip(*costs.values(), strict=True))
     return updates, {
-        "coverage": sum(cost.entries for cost in costs) / sum(gradient.numel() for gradient in gradients.values()),
-        "circuits": sum(cost.circuits for cost in costs),
-        "shots": sum(cost.shots for cost in costs),
+        "coverage": entries / sum(gradient.numel() for gradient in gradients.values()),
+        "circuits": circuits,
+        "shots": shots,
+        **{seconds_of(name): cost.seconds for name, cost in costs.items()},
     }
+
+
+def seconds_of(name):
+    """The column of metrics.csv for the seconds that the circuits of one weight took."""
+    return f"seconds_quantum {name}"
 
 
 @torch.no_grad()
@@ -289,7 +302,8 @@ def step_weights(weights, updates, optimizer, quantum_optimizer):
 
 def evaluate(model, tokenizer, eval_set, settings, device):
     """Loss and accuracy on the evaluation set, as a row of metrics.csv has them."""
-    loss, accuracy = model_utils.evaluate(model, tokenizer, eval_set, settings.batch_size, device)
+    with autocast(settings, device):
+        loss, accuracy = model_utils.evaluate(model, tokenizer, eval_set, settings.batch_size, device)
     require_finite({"the evaluation loss": torch.tensor(loss)})
     return {"eval_loss": loss, "eval_accuracy": accuracy}
 
@@ -353,7 +367,9 @@ def choose_device(name):
 def make_backend(settings):
     """The engine of a rule that measures, None for classical and frozen; the circuit is checked either way."""
     ansatz = quantum_circuits.build_ansatz(settings.circuit, settings.num_qubits, settings.entangling_angle)
-    return quantum_circuits.AerBackend(ansatz, settings.update_rule) if config.measures(settings.update_rule) else None
+    if not config.measures(settings.update_rule):
+        return None
+    return quantum_circuits.AerBackend(ansatz, settings.update_rule, device=settings.aer_device)
 
 
 def make_optimizer(model, weights, settings):
@@ -455,6 +471,7 @@ def summarise(rows):
         {"step": int(row["step"]), "loss": row["eval_loss"], "accuracy": row["eval_accuracy"]} for row in evaluated
     ]
     sums = {name: sum(row[name] for row in steps) for name in METRICS if name.startswith("seconds_")}
+    by_weight = {name: sum(row[name] for row in steps) for name in (rows[0] if rows else ()) if " " in name}
     return {
         "steps": len(steps),
         "evaluations": evaluations,
@@ -464,6 +481,7 @@ def summarise(rows):
         "circuits": int(sum(row["circuits"] for row in steps)),
         "shots": int(sum(row["shots"] for row in steps)),
         **sums,
+        **by_weight,
         "seconds_per_step": sum(sums.values()) / len(steps) if steps else None,
     }
 
@@ -504,7 +522,8 @@ def show_results(run):
         analyze.save_curves(run["folder"] / "training_curves.png", run)
     print(f"\n{analyze.caption(run)}\n{statistics['status']} after {statistics['steps']} steps", end="")
     if statistics["steps"]:
-        print(f", {statistics['seconds_per_step']:.2f} s per step", end="")
+        stages = [f"{name} {statistics[f'seconds_{name}'] / statistics['steps']:.2f}" for name in analyze.STAGE_COLOURS]
+        print(f", {statistics['seconds_per_step']:.2f} s per step ({', '.join(stages)})", end="")
     if statistics["evaluations"]:
         first, last = statistics["evaluations"][0]["accuracy"], statistics["evaluations"][-1]["accuracy"]
         print(f"; evaluation accuracy {first:.3f} before, {last:.3f} now", end="")

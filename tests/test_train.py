@@ -348,6 +348,33 @@ def test_refused_settings_leave_no_run_folder(tiny_flags, tmp_path):
         train.main(tiny_flags)
 
 
+def test_a_device_that_the_installed_aer_lacks_is_refused(tiny_flags, tmp_path):
+    with pytest.raises(ValueError, match="AER_DEVICE = 'GPU': the installed qiskit-aer has CPU alone"):
+        train.main([*tiny_flags, "--aer_device", "GPU"])
+    assert not (tmp_path / "results").exists()
+
+
+def test_seconds_of_the_circuits_by_weight_add_up(tiny_flags, tmp_path):
+    assert train.main(tiny_flags) == 0
+    statistics = read_json(only_run(tmp_path) / "training_statistics.json")
+    columns = [f"seconds_quantum {name}" for name in statistics["selected_weights"]]
+    for row in metric_rows(only_run(tmp_path))[1:4]:
+        assert 0 < sum(float(row[column]) for column in columns) <= float(row["seconds_quantum"])
+    assert 0 < sum(statistics[column] for column in columns) <= statistics["seconds_quantum"]
+
+
+def test_autocast_changes_the_arithmetic_and_not_the_weights_dtype(tiny_flags, tmp_path):
+    losses = {}
+    for autocast in ("off", "bf16"):
+        results = tmp_path / autocast
+        assert train.main([*tiny_flags, "--autocast", autocast, "--results_dir", str(results)]) == 0
+        (run,) = results.iterdir()
+        losses[autocast] = [float(row["loss"]) for row in metric_rows(run)[1:4]]
+        assert {weight.dtype for weight in load_file(run / "model" / "model.safetensors").values()} == {torch.float32}
+    assert losses["off"] != losses["bf16"]
+    assert losses["off"] == pytest.approx(losses["bf16"], rel=0.02)  # bfloat16 rounds at 2^-9
+
+
 def test_compare_is_cosine_norms_and_coverage():
     gradients = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
     same = train.compare(gradients, {name: 0.1 * gradient for name, gradient in gradients.items()})
