@@ -297,15 +297,17 @@ class AerBackend:
         self.thread.state = state
         return np.ascontiguousarray((distribution / distribution.sum(axis=0)).T)
 
-    def measure(self, theta, shots, generators):
+    def measure(self, theta, shots, seed, first=0):
         """Measured means e = (ones - zeros) / shots, float64 (groups, n).
 
-        theta: float64 (groups, n), radians. generators: the numpy.random.Generator of every STREAM_GROUPS groups.
+        theta: float64 (groups, n), radians. seed: tuple of ints. first: the first group's place in the update, a
+        multiple of STREAM_GROUPS; every STREAM_GROUPS groups draw their shots from a random stream of their own.
         """
         distributions = self.probabilities(theta)
         means = np.empty(theta.shape)
-        for stream, generator in enumerate(generators):
-            rows = slice(stream * STREAM_GROUPS, (stream + 1) * STREAM_GROUPS)
+        for start in range(0, len(theta), STREAM_GROUPS):
+            rows = slice(start, start + STREAM_GROUPS)
+            generator = np.random.default_rng(np.random.SeedSequence((*seed, (first + start) // STREAM_GROUPS)))
             means[rows] = RULES[self.rule](distributions[rows], self.eigenvalues, shots, generator)
         return means
 
@@ -372,17 +374,15 @@ class Cost(NamedTuple):
     seconds: float
 
 
-def encode(values, num_qubits, scale=None):
-    """(x, s): x = g / s in [-1, 1], float64 (groups, n), tail padded with zeros, and s, float64 (groups, 1).
+def encode(values, scale=None):
+    """(x, s): x = g / s in [-1, 1], float64 (groups, n), and s, float64 (groups, 1).
 
-    values: float64 (m,), a stretch of the gradient. s is max |g| of each group, or `scale` for all of them.
+    values: groups of the gradient, float64 (groups, n). s is max |g| of each group, or `scale` for all of them.
     """
-    groups = np.zeros((-(-len(values) // num_qubits), num_qubits))
-    groups.reshape(-1)[: len(values)] = values
     if scale is None:
-        scale = np.abs(groups).max(axis=1, keepdims=True)
-    scale = np.broadcast_to(scale, (len(groups), 1))
-    return groups / np.where(scale > 0, scale, 1.0), scale
+        scale = np.abs(values).max(axis=1, keepdims=True)
+    scale = np.broadcast_to(scale, (len(values), 1))
+    return values / np.where(scale > 0, scale, 1.0), scale
 
 
 def decode(means, scale, inverse):
@@ -390,7 +390,25 @@ def decode(means, scale, inverse):
     return np.where(scale > 0, scale * np.einsum("ij,gj->gi", inverse, means), 0.0)
 
 
-def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, normalization="group"):
+def largest_groups(gradients, num_qubits, most):
+    """The `most` groups of largest norm among several gradients: for each an int64 tensor of its groups, ascending.
+
+    Where not every group can be measured, these are the ones worth a device's time.
+    """
+    norms = [as_groups(gradient.detach().float().cpu(), num_qubits).norm(dim=1) for gradient in gradients]
+    owner = torch.repeat_interleave(torch.arange(len(norms)), torch.tensor([len(norm) for norm in norms]))
+    index = torch.cat([torch.arange(len(norm)) for norm in norms])
+    best = torch.argsort(torch.cat(norms), descending=True, stable=True)[:most]
+    return [index[best[owner[best] == which]].sort().values for which in range(len(norms))]
+
+
+def as_groups(gradient, num_qubits):
+    """A tensor as groups of num_qubits entries, (groups, num_qubits), the tail padded with zeros."""
+    flat = gradient.reshape(-1)
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % num_qubits)).view(-1, num_qubits)
+
+
+def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, normalization="group", groups=None):
     """The update of one weight tensor, learning_rate * (gradient as measured), to be subtracted from the weights.
 
     gradient: torch tensor, any shape, floating dtype and device; left untouched.
@@ -398,6 +416,7 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
     learning_rate: float; 1.0 returns the measured gradient itself.  shots: int, measurements per circuit.
     seed: (run seed, step, tensor index), ints in 0 .. 2^32 - 1: no two draws of a run may share it.
     normalization: "group" or "tensor", the max |g| that scales the encoding.
+    groups: the groups to measure, int64 tensor, ascending; the others get no update. None is all of them.
 
     Returns (update, Cost); update has the shape, dtype and device of gradient and is a function of the arguments alone.
     Raises FloatingPointError for a gradient or update that is not finite, ValueError for other bad arguments.
@@ -412,27 +431,28 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
         raise FloatingPointError("the gradient is not finite")
     ansatz, n = backend.ansatz, backend.ansatz.circuit.num_qubits
     scale = float(flat.abs().max()) if normalization == "tensor" and flat.numel() else None
-    update = torch.empty_like(flat)
-    stretch = STREAM_GROUPS * n
+    gradient_groups = as_groups(flat, n)
+    update = torch.zeros_like(gradient_groups)
+    measured = len(gradient_groups) if groups is None else len(groups)
 
     def measure_batch(first):
-        values = flat[first : first + backend.batch * n].double().numpy()
-        x, scales = encode(values, n, scale)
-        streams = range(first // stretch, first // stretch + -(-len(values) // stretch))
-        generators = [np.random.default_rng(np.random.SeedSequence((*seed, stream))) for stream in streams]
-        means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, generators)
-        estimate = decode(means, scales, ansatz.inverse)
-        update[first : first + len(values)] = torch.from_numpy(learning_rate * estimate.reshape(-1)[: len(values)])
+        rows = slice(first, first + backend.batch)
+        rows = rows if groups is None else groups[rows]
+        x, scales = encode(gradient_groups[rows].double().numpy(), scale)
+        means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, seed, first)
+        update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
 
     # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next batch meanwhile.
     with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
-        for _ in threads.map(measure_batch, range(0, flat.numel(), backend.batch * n)):
+        for _ in threads.map(measure_batch, range(0, measured, backend.batch)):
             pass
     if not torch.isfinite(update).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
-    update = update.reshape(gradient.shape).to(gradient.device)
-    circuits, taken = cost(flat.numel(), n, shots if backend.rule != "exact" else 0)
-    return update, Cost(flat.numel(), circuits, taken, time.perf_counter() - started)
+    update = update.reshape(-1)[: flat.numel()].reshape(gradient.shape).to(gradient.device)
+    padded = groups is None or (measured and int(groups[-1]) == len(gradient_groups) - 1)
+    entries = measured * n - (gradient_groups.numel() - flat.numel() if padded else 0)
+    taken = measured * shots if backend.rule != "exact" else 0
+    return update, Cost(entries, measured, taken, time.perf_counter() - started)
 
 
 # --- What the circuits are: `python quantum_circuits.py` --------------------------------------------------------------

@@ -107,8 +107,9 @@ def test_engine_agrees_with_plain_aer_run_by_run(name):
     x = random_groups(groups, 3)
     x[2:] = [[0.6, 0.6, 0.6], [-0.6, 0.6, 0.7], [0.5, -0.7, 0.1], [0.0, 0.3, -0.9]]
     theta = np.arcsin(backend.ansatz.encoding_range * x)
-    counts = np.random.default_rng(1).multinomial(shots, backend.probabilities(theta))
-    measured = backend.measure(theta, shots, [np.random.default_rng(1)])
+    generator = np.random.default_rng(np.random.SeedSequence((1, 0)))
+    counts = generator.multinomial(shots, backend.probabilities(theta))
+    measured = backend.measure(theta, shots, (1,))
     z = qc.minus_z(3)
     pairs = np.stack([z[:, 0] * z[:, 1], z[:, 0] * z[:, 2], z[:, 1] * z[:, 2]], axis=1)
     simulator = AerSimulator()
@@ -378,7 +379,7 @@ def test_independent_keeps_the_means_and_loses_the_correlations():
     sampled = {}
     for rule in ("quantum", "independent"):
         backend = qc.AerBackend(ansatz, rule)
-        e = np.concatenate([backend.measure(theta, shots, [np.random.default_rng(i)]) for i in range(40)])
+        e = np.concatenate([backend.measure(theta, shots, (i,)) for i in range(40)])
         np.testing.assert_allclose(e.mean(axis=0), 0.3, atol=5 * math.sqrt((1 - 0.3**2) / shots / len(e)))
         sampled[rule] = np.cov(e.T) * shots
     variance = np.diag(sigma)
