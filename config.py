@@ -54,8 +54,17 @@ NUM_QUBITS = 5  # qubits per circuit = weights per circuit
 SHOTS = 1000  # measurements per circuit; more shots, less noise
 ENTANGLING_ANGLE = math.pi / 4  # angle of the ring of RZZ gates in "graph", radians; 0 = no entanglement
 NORMALIZATION = "group"  # scale of the encoding, max |gradient| of: "group" (one circuit) or "tensor" (one weight)
-BACKEND = "aer"  # where the circuits run: "aer" (simulator)
+BACKEND = "aer"  # "aer" (simulator), "ibm" (least busy), "ibm:NAME", "fake:NAME" (simulated with noise), "generic:N"
 AER_DEVICE = "CPU"  # where Aer simulates: "CPU", or "GPU" with qiskit-aer-gpu installed in place of qiskit-aer
+
+# --- Devices: every BACKEND but "aer"
+DEVICE_GROUPS = 32  # groups measured per step, those of the largest gradient; the other weights get no update
+DEVICE_NOISE = "on"  # "off" simulates fake and generic devices without noise
+MITIGATION = "none"  # "readout": correct means by the measured readout errors of each qubit
+DYNAMICAL_DECOUPLING = "off"  # pulses on idle qubits: "XX", "XpXm" or "XY4"
+TWIRLING = "off"  # random Paulis around "gates", "measurement" or "all"
+MAX_QPU_SECONDS = 0  # most QPU time a run may use, seconds; required for "ibm"
+DRY_RUN = "no"  # "yes" prints what a run on a device would take and submits nothing
 
 # --- Output
 RESULTS_DIR = "results"  # run folders go here
@@ -94,8 +103,15 @@ _LIMITS = {
     "SHOTS": ("a whole number", 1, 10**7),
     "ENTANGLING_ANGLE": ("a number", 0, math.nextafter(math.pi / 2, 0)),
     "NORMALIZATION": ("one of", "group", "tensor"),
-    "BACKEND": ("one of", "aer"),
+    "BACKEND": ("one of aer, ibm, ibm:NAME, fake:NAME and generic:N",),
     "AER_DEVICE": ("one of", "CPU", "GPU"),
+    "DEVICE_GROUPS": ("a whole number", 1, 10**6),
+    "DEVICE_NOISE": ("one of", "on", "off"),
+    "MITIGATION": ("one of", "none", "readout"),
+    "DYNAMICAL_DECOUPLING": ("one of", "off", "XX", "XpXm", "XY4"),
+    "TWIRLING": ("one of", "off", "gates", "measurement", "all"),
+    "MAX_QPU_SECONDS": ("a number", 0, 10**7),
+    "DRY_RUN": ("one of", "no", "yes"),
     "RESULTS_DIR": ("text",),
     "SAMPLE_SENTENCES": ("a list of texts", 0, 20),
 }
@@ -167,10 +183,14 @@ def counting(settings):
     Two runs with the same dict compute the same; what the rule does not use (the shots of a classical run) is left out.
     """
     ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
+    ignored |= {"max_qpu_seconds", "dry_run"}
+    on_devices = {"device_groups", "device_noise", "mitigation", "dynamical_decoupling", "twirling"}
     if not measures(settings["update_rule"]):
         ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization", "backend"}
-        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle", "aer_device"}
-    elif settings["update_rule"] == "exact":
+        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle", "aer_device"} | on_devices
+    elif settings["backend"] == "aer":
+        ignored |= on_devices
+    if settings["update_rule"] == "exact":
         ignored.add("shots")
     if settings["quantum_optimizer"] == "adamw":
         ignored.add("quantum_learning_rate")
@@ -329,6 +349,8 @@ def _checked(name, value):
         valid = (valid and (len(value) > 0 or "all" not in kind)) or ("all" in kind and value == "all")
     else:
         valid = isinstance(value, str) and "\0" not in value and bool(value.strip() or "empty" in kind)
+    if valid and name == "BACKEND":
+        valid = re.fullmatch(r"aer|ibm(:[\w.-]+)?|fake:\w+|generic:[1-9]\d{0,2}", value) is not None
     if valid and "regular expression" in kind:
         try:
             re.compile(value)
@@ -352,3 +374,14 @@ def _check_together(settings):
             raise ValueError(f"DATASET_CONFIG = {task!r}: allowed with GLUE is one of {', '.join(_GLUE_LABELS)}")
         if settings.num_labels != _GLUE_LABELS[task]:
             raise ValueError(f"NUM_LABELS = {settings.num_labels}: allowed with GLUE {task} is {_GLUE_LABELS[task]}")
+    if settings.backend != "aer" and measures(settings.update_rule):
+        if settings.update_rule != "quantum":
+            raise ValueError(
+                f"UPDATE_RULE = {settings.update_rule!r} with BACKEND = {settings.backend!r}: allowed with devices, "
+                "which measure all qubits with finitely many shots, are quantum, classical and frozen"
+            )
+        if settings.backend.startswith("ibm") and settings.dry_run == "no" and not settings.max_qpu_seconds:
+            raise ValueError(
+                f"MAX_QPU_SECONDS = 0 with BACKEND = {settings.backend!r}: real hardware needs a limit; DRY_RUN = "
+                "'yes' prints what the run would take"
+            )

@@ -442,10 +442,13 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
         means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, seed, first)
         update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
 
-    # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next batch meanwhile.
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
-        for _ in threads.map(measure_batch, range(0, measured, backend.batch)):
-            pass
+    if 0 < measured <= backend.batch:
+        measure_batch(0)  # without a thread, so that Ctrl-C ends the wait for a device's job
+    elif measured:
+        # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next batch.
+        with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
+            for _ in threads.map(measure_batch, range(0, measured, backend.batch)):
+                pass
     if not torch.isfinite(update).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
     update = update.reshape(-1)[: flat.numel()].reshape(gradient.shape).to(gradient.device)

@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import analyze
+import devices
 import model_utils
 import quantum_circuits
 
@@ -117,6 +118,10 @@ def run_once(settings, argv, keep_model=True):
         weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
         train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
         eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
+        if isinstance(backend, devices.DeviceBackend):
+            announce_plan(settings, backend, len(weights), count_steps(settings, len(train_set)))
+            if settings.dry_run == "yes":
+                return 0
 
     run = create_run_folder(results)
     statistics = {"status": "running", "selected_weights": {name: weight.numel() for name, weight in weights.items()}}
@@ -128,6 +133,8 @@ def run_once(settings, argv, keep_model=True):
         )
         write_json(run / "training_statistics.json", statistics)
         announce(settings, run, device, data, weights, model_source, note)
+        if isinstance(backend, devices.DeviceBackend):
+            backend.journal, backend.tags = devices.Journal(run / "jobs.jsonl"), [run.name]
         train(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device)
         if keep_model:
             config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
@@ -136,10 +143,17 @@ def run_once(settings, argv, keep_model=True):
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
+    except devices.QuotaReached as reason:
+        status = "interrupted"
+        print(f"stopped: {reason}", file=sys.stderr)
     except FloatingPointError as error:
         status = "diverged"
         print(f"error: diverged: {error}", file=sys.stderr)
-    except (UnusedWeight, OSError) as error:  # a full disk, a folder gone: nothing that the loop could go on with
+    except (
+        UnusedWeight,
+        devices.DeviceError,
+        OSError,
+    ) as error:  # a full disk, a folder gone: nothing that the loop could go on with
         print(f"error: {error}", file=sys.stderr)
     except ValueError as error:
         raise RuntimeError("a bug in the training loop, not in the settings") from error
@@ -154,7 +168,7 @@ def run_once(settings, argv, keep_model=True):
 
 def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend, device):
     """The training loop, over tokenized sets. weights: the selected ones by name; every other weight is AdamW's."""
-    total_steps = settings.num_epochs * math.ceil(len(train_set) / settings.batch_size)
+    total_steps = count_steps(settings, len(train_set))
     optimizer = make_optimizer(model, weights, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
     torch.manual_seed(settings.seed)  # dropout
@@ -219,6 +233,11 @@ def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend
             save_checkpoint(run, model, optimizer, scheduler, epoch, step)
 
 
+def count_steps(settings, examples):
+    """Steps of a whole run over that many training examples."""
+    return settings.num_epochs * math.ceil(examples / settings.batch_size)
+
+
 # --- Stages of a step -------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +280,10 @@ def measure_gradients(gradients, backend, settings, step):
     """
     if backend is None:
         return {}, {"coverage": None, "circuits": 0, "shots": 0}
+    chosen = {}
+    if isinstance(backend, devices.DeviceBackend):
+        largest = quantum_circuits.largest_groups(gradients.values(), settings.num_qubits, settings.device_groups)
+        chosen = dict(zip(gradients, largest, strict=True))
     updates, costs = {}, {}
     for index, (name, gradient) in enumerate(gradients.items()):
         updates[name], costs[name] = quantum_circuits.quantum_parameter_update(
@@ -270,6 +293,7 @@ def measure_gradients(gradients, backend, settings, step):
             shots=settings.shots,
             seed=(settings.seed, step, index),
             normalization=settings.normalization,
+            groups=chosen.get(name),
         )
     entries, circuits, shots, _ = map(sum, zip(*costs.values(), strict=True))
     return updates, {
@@ -369,7 +393,18 @@ def make_backend(settings):
     ansatz = quantum_circuits.build_ansatz(settings.circuit, settings.num_qubits, settings.entangling_angle)
     if not config.measures(settings.update_rule):
         return None
-    return quantum_circuits.AerBackend(ansatz, settings.update_rule, device=settings.aer_device)
+    if settings.backend == "aer":
+        return quantum_circuits.AerBackend(ansatz, settings.update_rule, device=settings.aer_device)
+    device, service = devices.open_device(settings.backend, settings.num_qubits, settings.device_noise == "on")
+    return devices.DeviceBackend(
+        ansatz,
+        device,
+        service,
+        mitigation=settings.mitigation,
+        dynamical_decoupling=settings.dynamical_decoupling,
+        twirling=settings.twirling,
+        max_seconds=settings.max_qpu_seconds if service else math.inf,
+    )
 
 
 def make_optimizer(model, weights, settings):
@@ -508,11 +543,30 @@ def announce(settings, run, device, data, weights, model_source, note):
     print(f"data:    {settings.dataset_name}: {len(data.train)} training, {len(data.evaluation)} evaluation examples")
     print(f"weights: {entries:,} entries of {len(weights)} attention weights, rule {settings.update_rule}")
     if config.measures(settings.update_rule):
+        if settings.backend != "aer":
+            circuits = min(circuits, settings.device_groups)
         size = f"{settings.num_qubits} qubits, {settings.shots} shots"
         print(f"circuit: {settings.circuit}, {circuits:,} circuits per step, {size}")
     if note:
         print(f"note:    {note}")
     print(f"run:     {run}", flush=True)
+
+
+def announce_plan(settings, backend, weights, steps):
+    """Print what the whole run takes of a device; ValueError where that is more than MAX_QPU_SECONDS."""
+    plan = backend.plan(weights, settings.device_groups, steps, settings.shots)
+    side = f"{len(backend.lines)} groups side by side on qubits {'; '.join(map(str, backend.lines[:3]))}"
+    print(f"device:  {backend.name}, {side}{', ...' if len(backend.lines) > 3 else ''}")
+    print(
+        f"plan:    at most {plan['jobs']:,} jobs, {plan['circuits']:,} circuits, {plan['shots']:,} shots, "
+        f"about {plan['seconds']:,.0f} s of QPU time",
+        flush=True,
+    )
+    if settings.dry_run == "no" and plan["seconds"] > backend.max_seconds:
+        raise ValueError(
+            f"MAX_QPU_SECONDS = {settings.max_qpu_seconds:g}: the plan takes about {plan['seconds']:,.0f} s, none were "
+            "used; fewer steps, DEVICE_GROUPS or SHOTS take less"
+        )
 
 
 def show_results(run):

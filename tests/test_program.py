@@ -15,8 +15,9 @@ MODULES = {
     "config": set(),
     "quantum_circuits": {"numpy", "torch", "qiskit", "qiskit_aer"},
     "model_utils": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow"},
-    "train": {"config", "quantum_circuits", "model_utils", "analyze", "torch", "tqdm"},
-    "analyze": {"config", "quantum_circuits", "numpy", "matplotlib", "scipy", "transformers"},
+    "devices": {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
+    "train": {"config", "quantum_circuits", "devices", "model_utils", "analyze", "torch", "tqdm"},
+    "analyze": {"config", "quantum_circuits", "devices", "numpy", "matplotlib", "scipy", "transformers"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

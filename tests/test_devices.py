@@ -1,0 +1,411 @@
+"""Devices: placing circuits, agreement with Aer, and jobs that survive what services do. Nothing reaches a network."""
+
+import itertools
+import json
+import math
+import socket
+
+import numpy as np
+import pytest
+import qiskit_ibm_runtime
+import torch
+from conftest import run_script
+from qiskit_ibm_runtime import executor_sampler, fake_provider
+from qiskit_ibm_runtime.exceptions import IBMRuntimeError, RuntimeJobFailureError
+
+import devices
+import quantum_circuits as qc
+import train
+
+PHI = math.pi / 4
+LocalSampler = executor_sampler.Sampler
+SECRET = "planted-token-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a test reached for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Attempts for which the backend paused, instead of the pauses."""
+    paused = []
+    monkeypatch.setattr(devices, "pause", paused.append)
+    return paused
+
+
+def make_backend(name="fake:FakeManilaV2", num_qubits=5, noise=False, circuit="graph", **options):
+    device, service = devices.open_device(name, num_qubits, noise)
+    return devices.DeviceBackend(qc.build_ansatz(circuit, num_qubits, PHI), device, service, **options)
+
+
+def exact_means(backend, x):
+    return np.array([qc.outcome_probabilities(backend.ansatz, row) for row in x]) @ qc.minus_z(x.shape[1])
+
+
+# --- Placing
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "fewest"), [("FakeBrisbane", 5, 20), ("FakeSherbrooke", 5, 18), ("FakeManilaV2", 2, 2)]
+)
+def test_lines_are_disjoint_connected_and_many(name, length, fewest):
+    device = getattr(fake_provider, name)()
+    lines = devices.qubit_lines(device.target, length, 10**6)
+    edges = {frozenset(edge) for edge in device.coupling_map.get_edges()}
+    assert len(lines) >= fewest
+    assert len({qubit for line in lines for qubit in line}) == length * len(lines)
+    assert all(frozenset(pair) in edges for line in lines for pair in itertools.pairwise(line))
+
+
+def test_lines_avoid_faulty_qubits_and_start_with_the_best():
+    device = fake_provider.FakeManilaV2()
+    device.target["measure"][(2,)].error = 0.9
+    assert devices.qubit_lines(device.target, 3, 10) == []  # a line 0-1-2-3-4 without its middle
+    pairs = devices.qubit_lines(device.target, 2, 10)
+    assert sorted(map(sorted, pairs)) == [[0, 1], [3, 4]]
+
+    def fault(line):
+        readout = sum(device.target["measure"][(qubit,)].error for qubit in line)
+        return readout + min(device.target["cx"][edge].error for edge in (tuple(line), tuple(line[::-1])))
+
+    assert fault(pairs[0]) < fault(pairs[1])
+
+
+@pytest.mark.parametrize("circuit", ["graph", "chain"])
+def test_every_gate_is_on_a_coupler_of_its_own_line(circuit):
+    backend = make_backend("fake:FakeSherbrooke", circuit=circuit, most_lines=18)
+    device = fake_provider.FakeSherbrooke()
+    assert len(backend.lines) == 18
+    for instruction in backend.circuit.data:
+        qubits = tuple(backend.circuit.find_bit(qubit).index for qubit in instruction.qubits)
+        name = instruction.operation.name
+        if name != "barrier":
+            assert device.target.instruction_supported(name, qubits), (name, qubits)
+            assert sum(set(qubits) <= set(line) for line in backend.lines) == 1
+
+
+@pytest.mark.parametrize("name", ["fake:FakeManilaV2", "generic:6"])
+def test_qubit_k_after_layout_is_still_weight_k(name):
+    shots = 4000
+    backend = make_backend(name)
+    x = np.vstack([np.eye(5), -np.eye(5)])
+    measured = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    assert np.abs(measured - 0.5 * x).max() < 5 / math.sqrt(shots)
+
+
+# --- Agreement
+
+
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_packing_changes_no_result(lines):
+    shots = 4000
+    backend = make_backend("fake:FakeSherbrooke", 3, most_lines=lines)
+    assert len(backend.lines) == lines and backend.circuit.num_clbits == 3 * lines
+    x = np.random.default_rng(0).uniform(-1, 1, (7, 3))  # 7 groups: the last row of 2 or 3 copies is not full
+    exact = exact_means(backend, x)
+    measured = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    assert np.all(np.abs(measured - exact) < 5 * np.sqrt((1 - exact**2) / shots) + 1 / shots)
+
+
+def test_device_and_aer_agree_without_noise_through_the_whole_update():
+    gradient = torch.randn(60, generator=torch.Generator().manual_seed(3))
+    arguments = {"learning_rate": 1.0, "shots": 4000, "seed": (0, 1, 0)}
+    device = make_backend()
+    on_device, cost = qc.quantum_parameter_update(gradient, device, **arguments)
+    assert (cost.entries, cost.circuits, cost.shots) == (60, 12, 48_000)
+    on_aer, _ = qc.quantum_parameter_update(gradient, qc.AerBackend(device.ansatz), **arguments)
+    scale = gradient.view(-1, 5).abs().amax(1, keepdim=True)
+    for update in (on_device, on_aer):
+        error = (update - gradient).view(-1, 5) / scale / 2  # R^-1 doubles the noise of a mean at phi = pi / 4
+        assert error.abs().max() < 5 / math.sqrt(4000)
+
+
+def test_noise_biases_and_readout_mitigation_takes_some_of_it_back():
+    shots = 4000
+    x = np.random.default_rng(1).uniform(-1, 1, (24, 5))
+    slopes = {}
+    for noise, mitigation in ((False, "none"), (True, "none"), (True, "readout")):
+        backend = make_backend(noise=noise, mitigation=mitigation)
+        exact = exact_means(backend, x)
+        measured = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+        slopes[noise, mitigation] = float((measured * exact).sum() / (exact**2).sum())
+    error = 5 / math.sqrt(shots * (exact**2).sum())
+    assert abs(slopes[False, "none"] - 1) < error
+    assert slopes[True, "none"] < 1 - 2 * error
+    assert slopes[True, "none"] + error < slopes[True, "readout"] < 1 + error
+
+
+def test_mitigation_inverts_readout_errors_alone_exactly():
+    backend = make_backend()
+    backend.mitigation = "readout"
+    backend.assignment = (np.array([0.1, 0.0, 0.05, 0.2, 0.0]), np.array([0.2, 0.0, 0.1, 0.1, 0.3]))
+    share = np.random.default_rng(0).uniform(0, 1, (3, 5))  # of ones, before the errors
+    seen = backend.assignment[0] + (1 - backend.assignment[0] - backend.assignment[1]) * share
+    backend.run = lambda *_: (seen,)
+    np.testing.assert_allclose(backend.measure(np.zeros((3, 5)), 10, (0, 1, 0)), 2 * share - 1, atol=1e-12)
+
+
+def test_same_seed_same_bits_and_another_step_other_noise():
+    theta = np.zeros((4, 5))
+    first, again, other = (make_backend().measure(theta, 200, (0, step, 0)) for step in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+
+
+def test_largest_groups_are_the_largest_over_all_tensors():
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(7, 5, generator=generator), torch.randn(23, generator=generator), torch.zeros(5)]
+    chosen = qc.largest_groups(gradients, 5, 6)
+    norms = {
+        (which, row): float(group.norm())
+        for which, gradient in enumerate(gradients)
+        for row, group in enumerate(qc.as_groups(gradient, 5))
+    }
+    expected = sorted(norms, key=norms.get)[-6:]
+    assert [(which, row) for which, rows in enumerate(chosen) for row in rows.tolist()] == sorted(expected)
+
+
+def test_only_the_chosen_groups_get_an_update():
+    gradient = torch.randn(23, generator=torch.Generator().manual_seed(1))
+    backend = qc.AerBackend(qc.build_ansatz("graph", 5, PHI), "exact")
+    for chosen, entries in (([0, 3], 10), ([1, 4], 8), ([], 0)):  # group 4 holds 3 entries and 2 of padding
+        groups = torch.tensor(chosen, dtype=torch.int64)
+        update, cost = qc.quantum_parameter_update(
+            gradient, backend, learning_rate=1.0, shots=1, seed=(0, 0, 0), groups=groups
+        )
+        kept = torch.isin(torch.arange(23) // 5, groups)
+        torch.testing.assert_close(update, gradient * kept)
+        assert (cost.entries, cost.circuits) == (entries, len(chosen))
+
+
+# --- Jobs
+
+
+class Service:
+    """A service whose jobs do what a script says: `outcomes` are raised by result(), one a call, before it succeeds."""
+
+    def __init__(self, monkeypatch, outcomes=(), seconds=2.0):
+        self.stored, self.outcomes, self.seconds, self.lost = {}, list(outcomes), seconds, 0
+        service, local = self, LocalSampler
+
+        class Job:
+            def __init__(self, inner, tags):
+                self.inner, self.tags, self.name = inner, tags, f"job-{len(service.stored)}"
+
+            def job_id(self):
+                return self.name
+
+            def result(self):
+                if service.outcomes and (outcome := service.outcomes.pop(0)) is not None:
+                    raise outcome
+                return self.inner.result()
+
+            def usage(self):
+                return service.seconds
+
+        class Sampler:
+            def __init__(self, mode, options):
+                self.tags = options["environment"]["job_tags"]
+                self.local = local(mode=mode, options={"simulator": {"seed_simulator": 5}})
+
+            def run(self, pubs, shots):
+                job = Job(self.local.run(pubs, shots=shots), self.tags)
+                service.stored[job.job_id()] = job
+                return job
+
+        monkeypatch.setattr(executor_sampler, "Sampler", Sampler)
+
+    def job(self, job_id):
+        return self.stored[job_id]
+
+    def jobs(self, limit, job_tags):
+        return [job for job in self.stored.values() if set(job_tags) <= set(job.tags)][:limit]
+
+    def backend(self, path, **options):
+        device, _ = devices.open_device("fake:FakeManilaV2", 5, noise=False)
+        ansatz = qc.build_ansatz("graph", 5, PHI)
+        return devices.DeviceBackend(
+            ansatz, device, self, journal=devices.Journal(path), tags=["run_x"], most_lines=1, **options
+        )
+
+
+def journal_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+THETA = np.zeros((2, 5))
+
+
+def test_a_job_is_on_the_disk_before_it_is_waited_for(monkeypatch, tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    service = Service(monkeypatch, [KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        service.backend(path).measure(THETA, 100, (0, 3, 1))
+    (line,) = journal_lines(path)
+    assert (line["job"], line["status"], line["step"], line["tensor"]) == ("job-0", "submitted", 3, 1)
+    assert line["tags"][0] == "run_x" and len(line["angles_sha256"]) == 64
+
+
+def test_a_run_started_again_fetches_its_job(monkeypatch, tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    service = Service(monkeypatch, [KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        service.backend(path).measure(THETA, 100, (0, 3, 1))
+    means = service.backend(path).measure(THETA, 100, (0, 3, 1))  # another process: all it has is the file
+    assert len(service.stored) == 1 and means.shape == (2, 5)
+    service.backend(path).measure(THETA, 100, (0, 3, 1))  # finished: its result is fetched again, not paid again
+    assert len(service.stored) == 1
+    service.backend(path).measure(THETA + 0.1, 100, (0, 3, 1))  # other angles, other work
+    assert len(service.stored) == 2
+
+
+def test_a_job_submitted_just_before_a_kill_is_found_by_its_tags(monkeypatch, tmp_path):
+    service = Service(monkeypatch, [KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 3, 1))
+    (tmp_path / "jobs.jsonl").unlink()
+    service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 3, 1))
+    assert len(service.stored) == 1
+    assert [line["job"] for line in journal_lines(tmp_path / "jobs.jsonl")] == ["job-0", "job-0"]
+
+
+def test_lost_connections_are_waited_out_without_submitting_again(monkeypatch, tmp_path, waits, capsys):
+    service = Service(monkeypatch, [ConnectionError("reset"), IBMRuntimeError("502"), TimeoutError("slow")])
+    service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 1, 0))
+    assert len(service.stored) == 1 and waits == [0, 1, 2]
+    assert capsys.readouterr().err.count("out of reach, trying again") == 3
+
+
+def test_a_service_gone_for_good_ends_in_one_line_that_names_the_job(monkeypatch, tmp_path, waits):
+    service = Service(monkeypatch, [ConnectionError(f"refused {SECRET}")] * 100)
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", SECRET)
+    with pytest.raises(devices.DeviceError, match=r"out of reach: refused \*\*\*; job job-0 is kept"):
+        service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 1, 0))
+    assert len(waits) == devices.NETWORK_ATTEMPTS - 1
+
+
+def test_a_failed_job_is_submitted_again_a_bounded_number_of_times(monkeypatch, tmp_path, waits):
+    service = Service(monkeypatch, [RuntimeJobFailureError("calibration"), None])
+    service.backend(tmp_path / "a.jsonl").measure(THETA, 100, (0, 1, 0))
+    assert len(service.stored) == 2 and waits == [0]
+    assert [line["status"] for line in journal_lines(tmp_path / "a.jsonl")] == [
+        "submitted",
+        "failed",
+        "submitted",
+        "done",
+    ]
+
+    service = Service(monkeypatch, [RuntimeJobFailureError("calibration")] * 9)
+    with pytest.raises(devices.DeviceError, match="job job-2 failed, the last of 3 tries: 'calibration'"):
+        service.backend(tmp_path / "b.jsonl").measure(THETA, 100, (0, 1, 0))
+    assert len(service.stored) == 3
+
+
+def test_quota_is_counted_from_the_jobs_and_survives_a_restart(monkeypatch, tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    service = Service(monkeypatch, seconds=5.0)
+    backend = service.backend(path, max_seconds=12)
+    backend.measure(THETA, 100, (0, 1, 0))
+    assert backend.journal.seconds == 5.0
+    again = service.backend(path, max_seconds=12)
+    again.measure(THETA, 100, (0, 2, 0))
+    with pytest.raises(devices.QuotaReached, match="10 s of QPU time are used and the next job takes about 3 s"):
+        again.measure(THETA, 100, (0, 3, 0))
+    assert len(service.stored) == 2
+
+
+def test_a_journal_cut_short_is_read_up_to_there(tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    key = {"step": 1, "tensor": 0, "angles_sha256": "ab", "shots": 10}
+    devices.Journal(path).add({"job": "j1", "status": "done", "seconds": 3.0, **key})
+    path.write_text(path.read_text() + '{"job": "j2", "sta')
+    journal = devices.Journal(path)
+    assert journal.seconds == 3.0 and journal.job_of(key) == "j1"
+
+
+def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
+    service = Service(monkeypatch)
+    backend = service.backend(tmp_path / "jobs.jsonl", mitigation="readout")
+    plan = backend.plan(weights=2, groups=5, steps=3, shots=100)
+    for step in range(3):
+        for tensor, groups in ((0, 4), (1, 1)):
+            backend.measure(np.zeros((groups, 5)), 100, (0, step + 1, tensor))
+    assert len(service.stored) == plan["jobs"] == 7
+    assert plan["circuits"] >= 3 * 5 + 2 and plan["seconds"] > 7 * devices.JOB_SECONDS
+
+
+# --- Whole runs
+
+
+def test_a_run_on_a_fake_records_coverage_and_jobs(tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--backend", "fake:FakeManilaV2", "--device_groups", "3", "--shots", "200"]
+    assert train.main(flags) == 0
+    (run,) = (tmp_path / "results").iterdir()
+    statistics = json.loads((run / "training_statistics.json").read_text())
+    assert statistics["circuits"] == 9 and statistics["coverage"] == pytest.approx(15 / 1024, abs=2 / 1024)
+    assert json.loads((run / "environment.json").read_text())["backend"] == "fake_manila"
+    assert {line["status"] for line in journal_lines(run / "jobs.jsonl")} == {"submitted", "done"}
+
+
+def test_dry_run_prints_the_plan_and_submits_nothing(tiny_flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(devices.DeviceBackend, "submit", None)
+    assert train.main([*tiny_flags, "--backend", "fake:FakeManilaV2", "--dry_run", "yes"]) == 0
+    assert "plan:    at most 12 jobs, 105 circuits, 105,000 shots" in capsys.readouterr().out
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["fake:FakeManilla"], "no such fake device; near are FakeManila"),
+        (["generic:4"], "'generic:4' has 4 qubits: NUM_QUBITS = 5 do not fit"),
+        (["ibm"], "MAX_QPU_SECONDS = 0 with BACKEND = 'ibm': real hardware needs a limit"),
+        (["fake:FakeManilaV2", "--update_rule", "exact"], "allowed with devices"),
+        (["ibmq"], "BACKEND = 'ibmq': allowed is one of aer, ibm"),
+        (["ibm:x", "--max_qpu_seconds", "60"], "BACKEND = 'ibm:x': .*save an account"),
+    ],
+)
+def test_what_cannot_run_is_refused(tiny_flags, tmp_path, monkeypatch, flags, message):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "qiskit_ibm_runtime.accounts.management._DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(tmp_path / "no")
+    )
+    with pytest.raises(ValueError, match=message):
+        train.main([*tiny_flags, "--backend", *flags])
+    assert not (tmp_path / "results").exists()
+
+
+def test_more_than_the_quota_is_refused_before_anything_is_submitted(tiny_flags, tmp_path, monkeypatch):
+    service = Service(monkeypatch)
+    monkeypatch.setattr(devices, "open_ibm", lambda *_: (fake_provider.FakeManilaV2(), service))
+    flags = [*tiny_flags, "--backend", "ibm:x", "--device_groups", "4", "--shots", "100"]
+    with pytest.raises(ValueError, match="MAX_QPU_SECONDS = 20: the plan takes about"):
+        train.main([*flags, "--max_qpu_seconds", "20"])
+    assert not service.stored and not (tmp_path / "results").exists()
+    assert train.main([*flags, "--max_qpu_seconds", "100"]) == 0
+    (run,) = (tmp_path / "results").iterdir()
+    done = [line for line in journal_lines(run / "jobs.jsonl") if line["status"] == "done"]
+    assert len(done) == len(service.stored) and all(run.name in job.tags for job in service.stored.values())
+
+
+def test_no_token_reaches_files_output_or_errors(tiny_flags, tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise IBMRuntimeError(f"401 for token {SECRET}")
+
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", SECRET)
+    monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", fail)
+    with pytest.raises(ValueError, match=r"401 for token \*\*\*") as caught:
+        train.main([*tiny_flags, "--backend", "ibm", "--max_qpu_seconds", "60"])
+    assert SECRET not in repr(caught.value) and caught.value.__suppress_context__
+
+    flags = [*tiny_flags, "--backend", "fake:FakeManilaV2", "--device_groups", "2", "--shots", "50"]
+    status, out, err = run_script("train.py", *flags, QISKIT_IBM_TOKEN=SECRET)
+    assert status == 0 and SECRET not in out + err + capsys.readouterr().err
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or SECRET.encode() not in path.read_bytes(), path
