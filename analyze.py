@@ -546,6 +546,53 @@ def plot_response(ax, ansatz, shots, name):
     return ax
 
 
+def plot_by_device(ax, arms, value, label):
+    """Mean and one standard deviation over the seeds of value(run), an arm per device."""
+    for place, arm in enumerate(arms.values()):
+        mean, deviation, _ = spread([value(run) for run in arm.values()])
+        ax.errorbar(place, mean, deviation or 0, color=PALETTE["quantum"], marker="o", capsize=4)
+    ax.set_xticks(range(len(arms)), list(arms), fontsize=8)
+    ax.set_xlim(-0.5, len(arms) - 0.5)
+    ax.set_ylabel(label)
+    ax.grid(axis="y", alpha=0.3)
+    return ax
+
+
+def plot_device_response(ax, arms, groups=24):
+    """Decoded means of random groups against their x, measured now on each simulated device: slope 1 is unbiased."""
+    import devices
+    import quantum_circuits
+
+    colours = itertools.cycle(("#0072B2", "#D55E00", "#009E73", "#CC79A7"))
+    for label, arm in arms.items():
+        s = config.Settings(**next(iter(arm.values()))["settings"])
+        if s.backend == "aer" or s.backend.startswith("ibm"):
+            continue
+        ansatz = quantum_circuits.build_ansatz(s.circuit, s.num_qubits, s.entangling_angle)
+        device, _ = devices.open_device(s.backend, s.num_qubits, s.device_noise == "on")
+        backend = devices.DeviceBackend(ansatz, device, mitigation=s.mitigation)
+        x = np.random.default_rng(0).uniform(-1, 1, (groups, s.num_qubits))
+        decoded = backend.measure(np.arcsin(ansatz.encoding_range * x), s.shots, (0, 1, 0)) @ ansatz.inverse.T
+        slope = float((decoded * x).sum() / (x * x).sum())
+        text = f"{label.replace(chr(10), ' ')}: slope {slope:.2f}"
+        ax.plot(x.ravel(), decoded.ravel(), ".", ms=3, color=next(colours), label=text)
+    ax.plot([-1, 1], [-1, 1], color="black", lw=0.8)
+    ax.set(xlabel="encoded x", ylabel="decoded mean")
+    ax.legend(fontsize=7, frameon=False)
+    return ax
+
+
+def by_device(runs):
+    """Quantum runs by device, {name: {seed: run}}: BACKEND, and whether its noise is off or its readout mitigated."""
+    found = {}
+    for run in runs:
+        s = run["settings"]
+        if s["update_rule"] == "quantum":
+            extras = ["no noise"] * (s["device_noise"] == "off") + ["mitigated"] * (s["mitigation"] == "readout")
+            found.setdefault("\n".join([s["backend"], *extras]), {})[s["seed"]] = run
+    return found
+
+
 def decoded_covariance(ansatz, probabilities):
     """Covariance of the measured gradient in one shot, R^-1 Sigma R^-T, float64 (n, n), for max |g| = 1."""
     import quantum_circuits
@@ -604,6 +651,18 @@ def save_study_figures(out, runs, arms, comparisons):
                 ax.set_xscale("log")
             add_legend(figure, ax, 2)
             keep(f"accuracy_by_{name}", figure, f"Final accuracy against {label}: mean, one standard deviation.")
+    on_devices = by_device(runs)
+    if len(on_devices) > 1:
+        figure = new_figure(11, 3.8)
+        left, middle, right = figure.subplots(1, 3)
+        plot_by_device(left, on_devices, lambda run: final(run, "accuracy"), "final accuracy")
+        plot_by_device(middle, on_devices, lambda run: run["statistics"]["mean_cosine"], "cosine to the whole gradient")
+        plot_device_response(right, on_devices)
+        text = (
+            "What the noise of a device does: accuracy and cosine, mean and one standard deviation over the seeds, and "
+            "decoded means of random groups, where a slope below 1 is the bias of the noise."
+        )
+        keep("devices", figure, text)
     figure = new_figure(7, 1.4 + 0.35 * len(arms))
     ax = plot_cost(figure.subplots(), arms)
     add_legend(figure, ax, 4)
