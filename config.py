@@ -35,13 +35,16 @@ MAX_LENGTH = 128  # longest input in tokens; what is longer is cut
 
 # --- Training
 NUM_EPOCHS = 3  # passes over the training examples
-BATCH_SIZE = 8  # examples per step
+BATCH_SIZE = 8  # examples that run through the model at once
+ACCUMULATION_STEPS = 1  # batches whose gradients are averaged for one step; 1 = off
+MAX_GRADIENT_NORM = 0  # the gradient of all weights together is scaled down to this norm before the circuits; 0 = off
 LEARNING_RATE = 5e-5  # AdamW learning rate at the start, decays linearly to 0
 EMBEDDED_LEARNING_RATE = 2e-4  # the same for the embedded model, which is small; --learning_rate overrides both
 WEIGHT_DECAY = 0.01  # AdamW weight decay; 0 = off
 SEED = 42  # draws splits, head, data order, dropout and shots; another seed, another run
 UPDATE_RULES = []  # a study: these rules, each with every seed; [] = UPDATE_RULE alone
 SEEDS = []  # a study: these seeds, on the command line also as 0-9; [] = SEED alone
+CHECKPOINT_EVERY = 100  # steps between checkpoints, beside those at the end of each epoch; 0 = only those
 DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "cuda"
 AUTOCAST = "off"  # precision of the model's matrix products: "off" (float32) or "bf16"; weights stay float32
 
@@ -87,12 +90,15 @@ _LIMITS = {
     "MAX_LENGTH": ("a whole number", 4, 100_000),
     "NUM_EPOCHS": ("a whole number", 1, 10_000),
     "BATCH_SIZE": ("a whole number", 1, 100_000),
+    "ACCUMULATION_STEPS": ("a whole number", 1, 100_000),
+    "MAX_GRADIENT_NORM": ("a number", 0, 10**9),
     "LEARNING_RATE": ("a number", 0, 10),
     "EMBEDDED_LEARNING_RATE": ("a number", 0, 10),
     "WEIGHT_DECAY": ("a number", 0, 10),
     "SEED": ("a whole number", 0, 2**32 - 1),
     "UPDATE_RULES": ("a list of", *_RULES),
     "SEEDS": ("a list of whole numbers", 0, 2**32 - 1),
+    "CHECKPOINT_EVERY": ("a whole number", 0, 10**9),
     "DEVICE": ("one of", "auto", "cpu", "cuda"),
     "AUTOCAST": ("one of", "off", "bf16"),
     "UPDATE_RULE": ("one of", *_RULES),
@@ -146,7 +152,9 @@ def load_study(argv=()):
     for name in _LIMITS.keys() - values.keys():
         raise ValueError(f"{name} is missing from config.py: allowed is {_allowed(name)}")
     sweeps = {}
-    for flag, text in vars(_parser().parse_args(list(argv))).items():
+    flags = vars(_parser().parse_args(list(argv)))
+    flags.pop("resume", None)
+    for flag, text in flags.items():
         name = flag.upper()
         parts = [part.strip() for part in text.split(",")]
         if _LIMITS[name][0] in ("a whole number", "a number") and len(parts) > 1:
@@ -169,7 +177,12 @@ def load_study(argv=()):
 
 def given_flags(argv):
     """The settings (lower-case names) that argv sets itself, as a frozenset."""
-    return frozenset(vars(_parser().parse_args(list(argv))))
+    return frozenset(vars(_parser().parse_args(list(argv)))) - {"resume"}
+
+
+def resumed_run(argv):
+    """What `--resume` names: a run folder or "latest"; None without it."""
+    return vars(_parser().parse_args(list(argv))).get("resume")
 
 
 def measures(rule):
@@ -183,7 +196,7 @@ def counting(settings):
     Two runs with the same dict compute the same; what the rule does not use (the shots of a classical run) is left out.
     """
     ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
-    ignored |= {"max_qpu_seconds", "dry_run"}
+    ignored |= {"max_qpu_seconds", "dry_run", "checkpoint_every"}
     on_devices = {"device_groups", "device_noise", "mitigation", "dynamical_decoupling", "twirling"}
     if not measures(settings["update_rule"]):
         ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization", "backend"}
@@ -204,9 +217,11 @@ def write_atomically(path, write):
     replaced = path.with_name(f".{path.stem}.old{os.getpid()}{path.suffix}")
     try:
         write(temporary)
+        _sync(temporary)
         if path.is_dir():
             path.rename(replaced)
         os.replace(temporary, path)
+        _sync(path.parent, deep=False)
     except BaseException:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
@@ -217,6 +232,18 @@ def write_atomically(path, write):
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
+
+
+def _sync(path, deep=True):
+    """Have the system write a file, or a folder and what is in it, to the disk."""
+    inside = [entry for entry in path.rglob("*") if entry.is_file()] if deep and path.is_dir() else []
+    for entry in [*inside, path]:
+        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+            descriptor = os.open(entry, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def load_or_exit(argv):
@@ -281,6 +308,7 @@ def _parser():
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest")
     for name in _LIMITS:
         default = globals().get(name)
         meaning = f"{meanings.get(name, '')} [default: {json.dumps(default, default=str)}; {_allowed(name)}]"

@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import analyze
+import checkpoints
 import devices
 import model_utils
 import quantum_circuits
@@ -48,6 +49,11 @@ PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy"
 def main(argv):
     """One run, or a study of several. Returns the exit status: 0, 1 when a run diverged or failed, 130 after Ctrl-C."""
     runs = config.load_study(argv)
+    if named := config.resumed_run(argv):
+        folder = (
+            analyze.most_recent(Path(os.path.expanduser(runs[0].results_dir))) if named == "latest" else Path(named)
+        )
+        return run_once(resumed_settings(folder, runs, config.given_flags(argv)), argv, folder=folder)
     return run_once(runs[0], argv) if len(runs) == 1 else run_study(runs, argv)
 
 
@@ -106,15 +112,38 @@ def finished_runs(results):
     return found
 
 
-def run_once(settings, argv, keep_model=True):
-    """One run from settings to summary; returns its exit status. keep_model=False: only the numbers stay."""
+def resumed_settings(folder, runs, given):
+    """The settings of a run to go on with: its own. Flags may raise NUM_EPOCHS and change what no result depends on."""
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        settings = config.Settings(**values)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"--resume {folder}: config.json cannot be read, or is of another layout: {error}") from None
+    if len(runs) > 1:
+        raise ValueError(f"--resume {folder}: these settings describe a study of {len(runs)} runs: allowed is one")
+    for name in sorted(given - {"results_dir"}):
+        ours, theirs = getattr(settings, name), getattr(runs[0], name)
+        raised = name == "num_epochs" and theirs > ours
+        if ours != theirs and name in config.counting(settings._asdict()) and not raised:
+            raise ValueError(f"--resume {folder}: {name.upper()} = {theirs!r} is not the run's own {ours!r}")
+        settings = settings._replace(**{name: theirs})
+    return settings
+
+
+def run_once(settings, argv, keep_model=True, folder=None):
+    """One run from settings to summary; returns its exit status.
+
+    keep_model=False: only the numbers stay. folder: the run to go on with; None begins a new one.
+    """
     results = Path(os.path.expanduser(settings.results_dir))
     if results.exists() and not results.is_dir():
         raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: is a file, allowed is a folder")
+    given = config.given_flags(argv) if folder is None else frozenset(settings._fields)
     with config.quit_on_interrupt():
         device = choose_device(settings.device)
         backend = make_backend(settings)
-        settings, data, model, tokenizer, model_source = load_or_stand_in(settings, config.given_flags(argv))
+        settings, data, model, tokenizer, model_source = load_or_stand_in(settings, given)
         weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
         train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
         eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
@@ -123,19 +152,24 @@ def run_once(settings, argv, keep_model=True):
             if settings.dry_run == "yes":
                 return 0
 
-    run = create_run_folder(results)
+    environment = describe_environment(argv, device, backend, model, model_source, data.source)
+    run = folder or create_run_folder(results)
     statistics = {"status": "running", "selected_weights": {name: weight.numel() for name, weight in weights.items()}}
+    if folder is not None:
+        environment = continued_environment(folder, environment)
     status = "failed"
     try:
         write_json(run / "config.json", settings._asdict())
-        write_json(
-            run / "environment.json", describe_environment(argv, device, backend, model, model_source, data.source)
-        )
+        write_json(run / "environment.json", environment)
         write_json(run / "training_statistics.json", statistics)
         announce(settings, run, device, data, weights, model_source, note)
         if isinstance(backend, devices.DeviceBackend):
             backend.journal, backend.tags = devices.Journal(run / "jobs.jsonl"), [run.name]
-        train(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device)
+        with checkpoints.terminate_like_ctrl_c():
+            train(
+                *(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device),
+                resume=folder is not None,
+            )
         if keep_model:
             config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
         else:
@@ -143,20 +177,19 @@ def run_once(settings, argv, keep_model=True):
         status = "finished"
     except KeyboardInterrupt:
         status = "interrupted"
+        print(f"interrupted; to go on: python train.py --resume {run}", file=sys.stderr)
     except devices.QuotaReached as reason:
         status = "interrupted"
         print(f"stopped: {reason}", file=sys.stderr)
     except FloatingPointError as error:
         status = "diverged"
         print(f"error: diverged: {error}", file=sys.stderr)
-    except (
-        UnusedWeight,
-        devices.DeviceError,
-        OSError,
-    ) as error:  # a full disk, a folder gone: nothing that the loop could go on with
+    except (UnusedWeight, devices.DeviceError, OSError) as error:  # a full disk, a folder gone: the loop cannot go on
         print(f"error: {error}", file=sys.stderr)
     except ValueError as error:
-        raise RuntimeError("a bug in the training loop, not in the settings") from error
+        if folder is None:
+            raise RuntimeError("a bug in the training loop, not in the settings") from error
+        print(f"error: {error}", file=sys.stderr)
     finally:
         metrics = run / "metrics.csv"
         statistics |= {"status": status, **summarise(analyze.read_metrics(metrics) if metrics.exists() else [])}
@@ -166,85 +199,157 @@ def run_once(settings, argv, keep_model=True):
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
-def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend, device):
-    """The training loop, over tokenized sets. weights: the selected ones by name; every other weight is AdamW's."""
+def continued_environment(folder, now):
+    """environment.json of a run that goes on: as it began, with what is different now appended to `resumed`."""
+    try:
+        before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        known = before["data"]["sha256_of_examples"], before["initial_weights_sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--resume {folder}: environment.json cannot be read: {error}") from None
+    for name, ours, theirs in (
+        ("data", known[0], now["data"]["sha256_of_examples"]),
+        ("model", known[1], now["initial_weights_sha256"]),
+    ):
+        if ours != theirs:
+            raise ValueError(f"--resume {folder}: the {name} is not what the run began with")
+    changed = {key: value for key, value in now.items() if before.get(key) != value}
+    return before | {"resumed": [*before.get("resumed", []), changed]}
+
+
+def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend, device, resume=False):
+    """The training loop, over tokenized sets. weights: the selected ones by name; every other weight is AdamW's.
+
+    resume=True goes on after the newest checkpoint of the run. Ctrl-C, SIGTERM and a spent quota leave a checkpoint.
+    """
+    steps_per_epoch = count_steps(settings, len(train_set)) // settings.num_epochs
     total_steps = count_steps(settings, len(train_set))
     optimizer = make_optimizer(model, weights, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
-    torch.manual_seed(settings.seed)  # dropout
+    progress = start_or_resume(settings, run, model, optimizer, scheduler, resume)
+    first, position, evaluation = progress["step"] + 1, progress["position"], progress["evaluation"]
     model.train()
-    step = 0
 
-    with open(run / "metrics.csv", "w", newline="", encoding="utf-8") as file, progress_bar(total_steps) as bar:
-        metrics = csv.DictWriter(file, METRICS + [seconds_of(name) for name in weights if backend])
-        metrics.writeheader()
-        evaluation = evaluate(model, tokenizer, eval_set, settings, device)
-        write_row(metrics, file, {"step": 0, "epoch": 0, **evaluation})
+    with open_metrics(run, weights if backend else (), position) as (metrics, file), progress_bar(total_steps) as bar:
+        bar.update(first - 1)
+        try:
+            if evaluation is None:
+                evaluation = evaluate(model, tokenizer, eval_set, settings, device)
+                write_row(metrics, file, {"step": first - 1, "epoch": (first - 1) // steps_per_epoch, **evaluation})
+                progress |= {"evaluation": evaluation, "position": file.tell()}
 
-        for epoch in range(1, settings.num_epochs + 1):
-            for batch in shuffled_batches(len(train_set), settings.batch_size, settings.seed, epoch):
-                step += 1
+            for step in range(first, total_steps + 1):
+                epoch, place = 1 + (step - 1) // steps_per_epoch, (step - 1) % steps_per_epoch
+                order = shuffled(len(train_set), settings.seed, epoch)
+                batches = batches_of_step(order, place, settings.batch_size, settings.accumulation_steps)
 
-                # Run the batch forward.
+                # Run the batch forward, and backward: the mean gradient of every weight over all examples of the step.
+                seconds, losses, right, examples = {"forward": 0.0, "backward": 0.0}, [], 0, sum(map(len, batches))
+                for batch in batches:
+                    started = time.perf_counter()
+                    inputs, labels = model_utils.collate(tokenizer, [train_set[index] for index in batch], device)
+                    with autocast(settings, device):
+                        logits = model(**inputs).logits.float()
+                    loss = cross_entropy(logits, labels, reduction="sum") / examples
+                    require_finite({"the loss": loss.detach()})
+                    forward_done = time.perf_counter()
+                    loss.backward()
+                    losses.append(loss.item())
+                    right += (logits.argmax(dim=-1) == labels).sum().item()
+                    seconds["forward"] += forward_done - started
+                    seconds["backward"] += time.perf_counter() - forward_done
                 started = time.perf_counter()
-                inputs, labels = model_utils.collate(tokenizer, [train_set[index] for index in batch], device)
-                with autocast(settings, device):
-                    logits = model(**inputs).logits.float()
-                loss = cross_entropy(logits, labels)
-                require_finite({"the loss": loss.detach()})
-                forward_done = time.perf_counter()
-
-                # Run it backward: the gradient of every weight.
-                loss.backward()
-                gradients = selected_gradients(weights)
                 require_finite({f"the gradient of {name}": weight.grad for name, weight in model.named_parameters()})
-                backward_done = time.perf_counter()
+                if settings.max_gradient_norm:
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
+                gradients = selected_gradients(weights)
+                seconds["backward"] += time.perf_counter() - started
 
                 # Measure the gradients of the selected weights with the circuits.
+                started = time.perf_counter()
                 updates, cost = measure_gradients(gradients, backend, settings, step)
-                quantum_done = time.perf_counter()
+                seconds["quantum"] = time.perf_counter() - started
 
-                # Step every weight once: the selected ones by what was measured, all others by AdamW.
+                # Step every weight once: the selected ones by what was measured, all others by AdamW. Record it.
+                started = time.perf_counter()
                 learning_rate = scheduler.get_last_lr()[0]
-                changes = step_weights(weights, updates, optimizer, settings.quantum_optimizer)
-                scheduler.step()
-                model.zero_grad()
-
-                # Record the step.
-                row = {
-                    "step": step,
-                    "epoch": epoch,
-                    "loss": loss.item(),
-                    "accuracy": (logits.argmax(dim=-1) == labels).float().mean().item(),
-                    "learning_rate": learning_rate,
-                    **compare(gradients, changes),
-                    **cost,
-                    "seconds_forward": forward_done - started,
-                    "seconds_backward": backward_done - forward_done,
-                    "seconds_quantum": quantum_done - backward_done,
-                    "seconds_other": time.perf_counter() - quantum_done,
-                }
-                write_row(metrics, file, row)
+                with checkpoints.uninterrupted():
+                    changes = step_weights(weights, updates, optimizer, settings.quantum_optimizer)
+                    scheduler.step()
+                    row = {
+                        "step": step,
+                        "epoch": epoch,
+                        "loss": sum(losses),
+                        "accuracy": right / examples,
+                        "learning_rate": learning_rate,
+                        **compare(gradients, changes),
+                        **cost,
+                    }
+                    model.zero_grad()
+                    seconds["other"] = time.perf_counter() - started
+                    row |= {f"seconds_{stage}": took for stage, took in seconds.items()}
+                    write_row(metrics, file, row)
+                    end_of_epoch = step % steps_per_epoch == 0
+                    progress = {
+                        "step": step,
+                        "evaluation": None if end_of_epoch else evaluation,
+                        "position": file.tell(),
+                        "random": checkpoints.random_state(),
+                    }
                 show_progress(bar, row, evaluation)
 
-            # Evaluate and save at the end of the epoch.
-            evaluation = evaluate(model, tokenizer, eval_set, settings, device)
-            write_row(metrics, file, {"step": step, "epoch": epoch, **evaluation})
-            save_checkpoint(run, model, optimizer, scheduler, epoch, step)
+                # Evaluate at the end of the epoch; save every so often.
+                if end_of_epoch:
+                    evaluation = evaluate(model, tokenizer, eval_set, settings, device)
+                    write_row(metrics, file, {"step": step, "epoch": epoch, **evaluation})
+                    progress |= {"evaluation": evaluation, "position": file.tell()}
+                if end_of_epoch or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
+                    checkpoints.save(run, model, optimizer, scheduler, progress)
+        except (KeyboardInterrupt, devices.QuotaReached, devices.DeviceError):
+            checkpoints.save(run, model, optimizer, scheduler, progress)
+            raise
+
+
+def start_or_resume(settings, run, model, optimizer, scheduler, resume):
+    """What is done so far: step, bytes of metrics.csv, last evaluation (None: due now), and random states."""
+    if resume:
+        return checkpoints.load(run, model, optimizer, scheduler)
+    torch.manual_seed(settings.seed)  # dropout
+    return {"step": 0, "evaluation": None, "position": 0, "random": checkpoints.random_state()}
+
+
+@contextlib.contextmanager
+def open_metrics(run, measured, position):
+    """(writer, file) of metrics.csv from byte `position` on; what a killed run wrote after that is cut off."""
+    path = run / "metrics.csv"
+    if position:
+        if path.stat().st_size < position:
+            raise ValueError(f"{path} has {path.stat().st_size} bytes, the checkpoint was made at {position}")
+        os.truncate(path, position)
+    with open(path, "a" if position else "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, METRICS + [seconds_of(name) for name in measured])
+        if not position:
+            writer.writeheader()
+        yield writer, file
 
 
 def count_steps(settings, examples):
     """Steps of a whole run over that many training examples."""
-    return settings.num_epochs * math.ceil(examples / settings.batch_size)
+    return settings.num_epochs * math.ceil(examples / (settings.batch_size * settings.accumulation_steps))
 
 
 # --- Stages of a step -------------------------------------------------------------------------------------------------
 
 
-def shuffled_batches(examples, batch_size, seed, epoch):
-    """Batches of indices in this epoch's order, lists of int; a function of the arguments alone."""
-    order = torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 2**16 + epoch)).tolist()
-    return [order[first : first + batch_size] for first in range(0, examples, batch_size)]
+def shuffled(examples, seed, epoch):
+    """The indices of the training examples in this epoch's order; a function of the arguments alone."""
+    return torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 2**16 + epoch)).tolist()
+
+
+def batches_of_step(order, place, batch_size, accumulation_steps):
+    """The batches, lists of indices, of the epoch's step number `place`, from 0; the last step may have fewer."""
+    size = batch_size * accumulation_steps
+    chosen = order[place * size : (place + 1) * size]
+    return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
 
 
 def autocast(settings, device):
@@ -447,23 +552,6 @@ def write_row(metrics, file, row):
 def save_model(folder, model, tokenizer):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def save_checkpoint(run, model, optimizer, scheduler, epoch, step):
-    """Weights, optimizer, scheduler and random state after a whole epoch, in `checkpoint/`, replacing the last."""
-
-    def write(folder):
-        model.save_pretrained(folder)
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "scheduler": scheduler.state_dict(),
-            "torch_random": torch.get_rng_state(),
-            "epoch": epoch,
-            "step": step,
-        }
-        torch.save(state, folder / "training_state.pt")
-
-    config.write_atomically(run / "checkpoint", write)
 
 
 def describe_environment(argv, device, backend, model, model_source, data_source):

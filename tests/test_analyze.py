@@ -81,7 +81,7 @@ def test_broken_runs_are_skipped_with_a_line(finished_run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", "[]", "config.json lacks aer_device, attention_layers"),
+        ("config.json", "[]", "config.json lacks accumulation_steps, aer_device, attention_layers"),
         ("environment.json", "null", "environment.json lacks data, model"),
         ("training_statistics.json", "{}", "training_statistics.json lacks evaluations"),
         ("metrics.csv", "a,b\n1,2\n", "metrics.csv cannot be read: its columns are not those of a run"),

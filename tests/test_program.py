@@ -16,7 +16,8 @@ MODULES = {
     "quantum_circuits": {"numpy", "torch", "qiskit", "qiskit_aer"},
     "model_utils": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow"},
     "devices": {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
-    "train": {"config", "quantum_circuits", "devices", "model_utils", "analyze", "torch", "tqdm"},
+    "checkpoints": {"config", "numpy", "torch", "safetensors"},
+    "train": {"config", "quantum_circuits", "devices", "checkpoints", "model_utils", "analyze", "torch", "tqdm"},
     "analyze": {"config", "quantum_circuits", "devices", "numpy", "matplotlib", "scipy", "transformers"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -147,7 +147,8 @@ def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path):
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
     torch.manual_seed(settings.seed)
     model.train()
-    for step, batch in enumerate(train.shuffled_batches(12, 4, settings.seed, 1)):
+    order = train.shuffled(12, settings.seed, 1)
+    for step, batch in enumerate([order[0:4], order[4:8], order[8:12]]):
         examples = [data.train[index] for index in batch]
         inputs = tokenizer([e.text for e in examples], padding=True, return_tensors="pt")
         loss = model(**inputs, labels=torch.tensor([e.label for e in examples])).loss
@@ -160,10 +161,14 @@ def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path):
 
 
 def test_batches_cover_every_example_once_in_an_order_of_their_own():
-    epochs = [train.shuffled_batches(10, 4, seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
-    for batches in epochs:
-        assert sorted(itertools.chain(*batches)) == list(range(10)) and [len(batch) for batch in batches] == [4, 4, 2]
-    assert len({str(batches) for batches in epochs}) == 4
+    orders = [train.shuffled(10, seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
+    assert all(sorted(order) == list(range(10)) for order in orders) and len({str(order) for order in orders}) == 4
+    steps = [train.batches_of_step(orders[0], place, 4, 1) for place in range(3)]
+    assert [list(map(len, batches)) for batches in steps] == [[4], [4], [2]]
+    accumulated = [train.batches_of_step(orders[0], place, 2, 3) for place in range(2)]
+    assert [list(map(len, batches)) for batches in accumulated] == [[2, 2, 2], [2, 2]]
+    for made in (steps, accumulated):
+        assert list(itertools.chain(*itertools.chain(*made))) == orders[0]
 
 
 # --- What stops a run
@@ -173,9 +178,9 @@ def break_at_step(monkeypatch, wanted, action):
     """Let cross_entropy of the training loop do `action(loss)` at step `wanted`."""
     real, count = train.cross_entropy, [0]
 
-    def broken(logits, labels):
+    def broken(logits, labels, **options):
         count[0] += 1
-        loss = real(logits, labels)
+        loss = real(logits, labels, **options)
         return action(loss) if count[0] == wanted else loss
 
     monkeypatch.setattr(train, "cross_entropy", broken)
@@ -292,7 +297,8 @@ def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
     rows = metric_rows(run)
     assert len(rows) == statistics["steps"] + len(statistics["evaluations"]) and "interrupted after" in out
     assert not [path for path in run.iterdir() if path.name.startswith(".")]
-    assert load_file(run / "checkpoint" / "model.safetensors")
+    newest = max((run / "checkpoint").iterdir())
+    assert newest.name == f"step_{statistics['steps']:08d}" and load_file(newest / "model.safetensors")
 
 
 @pytest.mark.parametrize("delay", [1.5, 2.5])

@@ -1,0 +1,125 @@
+"""Checkpoints: everything a run needs to go on bit for bit, in RUN/checkpoint/step_NNNNNNNN/, the last two of them."""
+
+import contextlib
+import hashlib
+import json
+import random
+import shutil
+import signal
+import sys
+import threading
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+
+import config
+
+FILES = ("model.safetensors", "training_state.pt")
+
+
+def random_state():
+    """Every global random state that training draws from: python, numpy, torch and CUDA (dropout). Shots and data
+    order have none: they are functions of seed, step and epoch."""
+    numpy_state = np.random.get_state(legacy=False)
+    numpy_state["state"]["key"] = numpy_state["state"]["key"].tolist()
+    return {
+        "python": random.getstate(),
+        "numpy": numpy_state,
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_state(state):
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    numpy_state = state["numpy"]
+    key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+    np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def save(run, model, optimizer, scheduler, progress):
+    """Write a checkpoint of the state after progress["step"] steps, complete or not at all, and drop the third last.
+
+    progress: dict of plain values with "step" and "random", from random_state() at the end of that step.
+    """
+
+    def write(folder):
+        folder.mkdir()
+        save_model(model, str(folder / "model.safetensors"))
+        state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "progress": progress}
+        torch.save(state, folder / "training_state.pt")
+        hashes = {name: sha256(folder / name) for name in FILES}
+        (folder / "sha256.json").write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
+
+    folder = run / "checkpoint"
+    folder.mkdir(exist_ok=True)
+    with uninterrupted():
+        config.write_atomically(folder / f"step_{progress['step']:08d}", write)
+        for old in sorted(folder.glob("step_*"))[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load(run, model, optimizer, scheduler):
+    """Put the newest whole checkpoint of a run into model, optimizer, scheduler and random states; its progress.
+
+    One that is incomplete or damaged is passed over with a line that says so. Raises ValueError where none is left.
+    """
+    for folder in sorted((run / "checkpoint").glob("step_*"), reverse=True):
+        try:
+            hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
+            for name in FILES:
+                if sha256(folder / name) != hashes[name]:
+                    raise ValueError(f"{name} is not what was written")
+            state = torch.load(folder / "training_state.pt", weights_only=True, map_location="cpu")
+            missing = {"python", "numpy", "torch", "cuda"} - state["progress"]["random"].keys()
+            if missing:
+                raise ValueError(f"random state {', '.join(sorted(missing))} is missing")
+            load_model(model, str(folder / "model.safetensors"))
+            optimizer.load_state_dict(state["optimizer"])
+            scheduler.load_state_dict(state["scheduler"])
+            restore_random_state(state["progress"]["random"])
+            return state["progress"]
+        except Exception as error:  # whatever a damaged or hostile file makes the libraries raise
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            print(f"checkpoint {folder.name} is damaged, trying the one before: {why}", file=sys.stderr)
+    raise ValueError(f"{run}: no whole checkpoint to resume from")
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Hold back Ctrl-C and SIGTERM until the end of the block, for what must happen whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = []
+    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def terminate_like_ctrl_c():
+    """SIGTERM ends the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
