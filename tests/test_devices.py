@@ -394,6 +394,31 @@ def test_more_than_the_quota_is_refused_before_anything_is_submitted(tiny_flags,
     assert len(done) == len(service.stored) and all(run.name in job.tags for job in service.stored.values())
 
 
+def test_a_run_interrupted_in_the_queue_goes_on_with_the_same_job(tiny_flags, tmp_path, monkeypatch):
+    service = Service(monkeypatch, [None, None, KeyboardInterrupt()])
+    monkeypatch.setattr(devices, "open_ibm", lambda *_: (fake_provider.FakeManilaV2(), service))
+    flags = [*tiny_flags, "--backend", "ibm:x", "--device_groups", "4", "--shots", "100", "--max_qpu_seconds", "100"]
+    assert train.main(flags) == 130
+    (run,) = (tmp_path / "results").iterdir()
+    assert len(service.stored) == 3 and not (run / "model").exists()
+    assert train.main(["--resume", str(run)]) == 0
+    lines = journal_lines(run / "jobs.jsonl")
+    submitted = [line["job"] for line in lines if line["status"] == "submitted"]
+    assert len(submitted) == len(set(submitted)) == len(service.stored)
+    assert [line["status"] for line in lines if line["job"] == "job-2"] == ["submitted", "done"]
+
+
+def test_a_spent_quota_stops_cleanly_and_leaves_a_checkpoint(tiny_flags, tmp_path, monkeypatch, capsys):
+    service = Service(monkeypatch, seconds=40.0)  # more than the plan said
+    monkeypatch.setattr(devices, "open_ibm", lambda *_: (fake_provider.FakeManilaV2(), service))
+    flags = [*tiny_flags, "--backend", "ibm:x", "--device_groups", "1", "--shots", "100", "--max_qpu_seconds", "60"]
+    assert train.main(flags) == 130
+    (run,) = (tmp_path / "results").iterdir()
+    assert json.loads((run / "training_statistics.json").read_text())["status"] == "interrupted"
+    assert "80 s of QPU time are used" in capsys.readouterr().err and len(service.stored) == 2
+    assert (run / "checkpoint" / "step_00000002" / "sha256.json").exists()
+
+
 def test_no_token_reaches_files_output_or_errors(tiny_flags, tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
         raise IBMRuntimeError(f"401 for token {SECRET}")
