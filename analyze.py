@@ -74,15 +74,19 @@ def main(argv):
 # --- Reading ----------------------------------------------------------------------------------------------------------
 
 
-def most_recent(results_dir):
-    """The run folder whose name, and number within its second, is the latest; ValueError where there is none."""
+def most_recent(results_dir, holding=""):
+    """The latest run folder by name, and number within its second, of those that hold a folder of the name `holding`.
+
+    ValueError where there is none.
+    """
     found = []
     for folder in results_dir.glob("run_*_*"):
         date, clock, *number = folder.name.removeprefix("run_").split("_")
-        if folder.is_dir() and all(part.isdigit() for part in (date, clock, *number)):
+        if (folder / holding).is_dir() and all(part.isdigit() for part in (date, clock, *number)):
             found.append((date, clock, int(number[0]) if number else 0, folder))
     if not found:
-        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no run folder, `python train.py` makes one")
+        what = f"run folder with {holding}/" if holding else "run folder"
+        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no {what}, `python train.py` makes one")
     return max(found)[-1]
 
 

@@ -50,9 +50,8 @@ def main(argv):
     """One run, or a study of several. Returns the exit status: 0, 1 when a run diverged or failed, 130 after Ctrl-C."""
     runs = config.load_study(argv)
     if named := config.resumed_run(argv):
-        folder = (
-            analyze.most_recent(Path(os.path.expanduser(runs[0].results_dir))) if named == "latest" else Path(named)
-        )
+        folder = Path(os.path.expanduser(runs[0].results_dir if named == "latest" else named))
+        folder = analyze.most_recent(folder, "checkpoint") if named == "latest" else folder
         return run_once(resumed_settings(folder, runs, config.given_flags(argv)), argv, folder=folder)
     return run_once(runs[0], argv) if len(runs) == 1 else run_study(runs, argv)
 
@@ -120,6 +119,8 @@ def resumed_settings(folder, runs, given):
         settings = config.Settings(**values)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"--resume {folder}: config.json cannot be read, or is of another layout: {error}") from None
+    if not any(folder.glob("checkpoint/step_*")):
+        raise ValueError(f"--resume {folder}: holds no checkpoint")
     if len(runs) > 1:
         raise ValueError(f"--resume {folder}: these settings describe a study of {len(runs)} runs: allowed is one")
     for name in sorted(given - {"results_dir"}):

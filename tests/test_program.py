@@ -132,6 +132,8 @@ def test_readme_training_commands_run(tiny_flags, tmp_path):
     """Each `python train.py ...` of the README, on the tiny model and data."""
     commands = [shlex.split(command)[2:] for command in readme_commands() if command.startswith("python train.py")]
     for flags in dict.fromkeys(map(tuple, commands)):
+        if any(flag.startswith("ibm") for flag in flags):
+            continue  # needs an account; tests/test_devices.py has a service in its place
         status, _, err = run_script("train.py", *flags, *tiny_flags)
         assert status == 0, (flags, err)
 
