@@ -554,11 +554,11 @@ def plot_by_device(ax, arms, value, label):
     """Mean and one standard deviation over the seeds of value(run), an arm per device."""
     for place, arm in enumerate(arms.values()):
         mean, deviation, _ = spread([value(run) for run in arm.values()])
-        ax.errorbar(place, mean, deviation or 0, color=PALETTE["quantum"], marker="o", capsize=4)
-    ax.set_xticks(range(len(arms)), list(arms), fontsize=8)
-    ax.set_xlim(-0.5, len(arms) - 0.5)
-    ax.set_ylabel(label)
-    ax.grid(axis="y", alpha=0.3)
+        ax.errorbar(mean, place, xerr=deviation or 0, color=PALETTE["quantum"], marker="o", capsize=4)
+    ax.set_yticks(range(len(arms)), list(arms), fontsize=8)
+    ax.set_ylim(len(arms) - 0.5, -0.5)
+    ax.set_xlabel(label)
+    ax.grid(axis="x", alpha=0.3)
     return ax
 
 
@@ -661,6 +661,7 @@ def save_study_figures(out, runs, arms, comparisons):
         left, middle, right = figure.subplots(1, 3)
         plot_by_device(left, on_devices, lambda run: final(run, "accuracy"), "final accuracy")
         plot_by_device(middle, on_devices, lambda run: run["statistics"]["mean_cosine"], "cosine to the whole gradient")
+        middle.set_yticklabels([])
         plot_device_response(right, on_devices)
         text = (
             "What the noise of a device does: accuracy and cosine, mean and one standard deviation over the seeds, and "
@@ -749,6 +750,7 @@ def report_content(runs, arms, comparisons, sentences, figures):
         mean, deviation, interval = spread([final(run, "accuracy") for run in arm.values()])
         loss, loss_deviation, _ = spread([final(run, "loss") for run in arm.values()])
         time_taken = spread([seconds(run) for run in arm.values()])[0]
+        interval = interval and [min(max(end, 0.0), 1.0) for end in interval]  # Student knows no bounds, accuracy does
         cells = [label, len(arm), f"{mean:.4f}", number(deviation, "{:.4f}"), bounds(interval, "{:.4f}")]
         per_arm.append([*cells, f"{loss:.4f}", number(loss_deviation, "{:.4f}"), f"{time_taken:.1f}"])
     pairs = []
