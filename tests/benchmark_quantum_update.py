@@ -364,20 +364,17 @@ def print_table(name, rows):
 
 def save_bars(path, tables):
     """Seconds of each contestant, on a logarithmic axis, a panel per workload."""
-    figure, axes = analyze.new_figure(10, 4.2), []
-    for index, (name, rows) in enumerate(tables.items()):
+    figure = analyze.new_figure(11, 4.2)
+    for ax, (name, rows) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
         rows = sorted((row for row in rows if "missing" not in row), key=lambda row: -row["seconds"])
-        ax = figure.add_subplot(1, len(tables), index + 1)
         colors = [analyze.PALETTE["quantum" if row["ratio"] == 1 else "batch"] for row in rows]
         names = [row["name"] + ("*" if row["measured_groups"] < GROUPS else "") for row in rows]
-        ax.barh(names if not index else range(len(rows)), [row["seconds"] for row in rows], color=colors)
+        ax.barh(range(len(rows)), [row["seconds"] for row in rows], color=colors)
+        ax.set_yticks(range(len(rows)), names)
         for place, row in enumerate(rows):
             ax.text(row["seconds"] * 1.15, place, f"{row['seconds']:,.2f}", va="center", fontsize=8)
         ax.set(xscale="log", xlabel="seconds", title=f"{name}: {WORKLOADS[name]}")
-        ax.set_xlim(right=ax.get_xlim()[1] * 12)
-        if index:
-            ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
-        axes.append(ax)
+        ax.set_xlim(right=ax.get_xlim()[1] * 50)
     analyze.add_title(figure, f"{GROUPS:,} circuits of {QUBITS} qubits, {SHOTS} shots. * extrapolated from a sample.")
     analyze.save_figure(figure, path)
 
