@@ -338,8 +338,15 @@ class DeviceBackend:
             options["max_execution_time"] = max(60, math.ceil(10 * expected))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sampler = Sampler(mode=self.device, options=options)
-            job = self.reach(lambda: sampler.run(pubs, shots=shots))
+            sampler, tried = Sampler(mode=self.device, options=options), []
+
+            def once():
+                """Submit; after a lost reply look first whether the job has arrived all the same."""
+                found = self.fetch(key) if tried else None
+                tried.append(True)
+                return found or sampler.run(pubs, shots=shots)
+
+            job = self.reach(once)
         self.journal.add(
             {"job": job.job_id(), "status": "submitted", **key, "tags": options["environment"]["job_tags"]}
         )

@@ -191,7 +191,7 @@ class Service:
     """A service whose jobs do what a script says: `outcomes` are raised by result(), one a call, before it succeeds."""
 
     def __init__(self, monkeypatch, outcomes=(), seconds=2.0):
-        self.stored, self.outcomes, self.seconds, self.lost = {}, list(outcomes), seconds, 0
+        self.stored, self.outcomes, self.seconds, self.lost_replies = {}, list(outcomes), seconds, 0
         service, local = self, LocalSampler
 
         class Job:
@@ -217,6 +217,9 @@ class Service:
             def run(self, pubs, shots):
                 job = Job(self.local.run(pubs, shots=shots), self.tags)
                 service.stored[job.job_id()] = job
+                if service.lost_replies:
+                    service.lost_replies -= 1
+                    raise ConnectionError("the reply was lost")
                 return job
 
         monkeypatch.setattr(executor_sampler, "Sampler", Sampler)
@@ -280,6 +283,13 @@ def test_lost_connections_are_waited_out_without_submitting_again(monkeypatch, t
     service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 1, 0))
     assert len(service.stored) == 1 and waits == [0, 1, 2]
     assert capsys.readouterr().err.count("out of reach, trying again") == 3
+
+
+def test_a_submission_whose_reply_is_lost_is_not_made_twice(monkeypatch, tmp_path, waits):
+    service = Service(monkeypatch)
+    service.lost_replies = 1
+    service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 1, 0))
+    assert len(service.stored) == 1 and waits == [0]
 
 
 def test_a_service_gone_for_good_ends_in_one_line_that_names_the_job(monkeypatch, tmp_path, waits):
