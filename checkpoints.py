@@ -38,8 +38,8 @@ def restore_random_state(state):
     key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
     np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for device, saved in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+        torch.cuda.set_rng_state(saved, device)
 
 
 def save(run, model, optimizer, scheduler, progress):
@@ -108,8 +108,8 @@ def uninterrupted():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if held:
-            raise KeyboardInterrupt
+    if held:  # not where the block failed: its own error says more, and the state is not that of a whole step
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def open_ibm(name, which, num_qubits):
 
 def without_secrets(error):
     """The message of an error in one line, with every token known to this process taken out."""
-    text = " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
     secrets = [value for key, value in os.environ.items() if "TOKEN" in key and "IBM" in key]
     with contextlib.suppress(Exception):  # an unreadable account file has no token to protect
         from qiskit_ibm_runtime import QiskitRuntimeService
@@ -105,7 +105,7 @@ def without_secrets(error):
         secrets += [account.get("token") for account in QiskitRuntimeService.saved_accounts().values()]
     for secret in filter(None, secrets):
         text = text.replace(secret, "***")
-    return text
+    return text[:300]
 
 
 # --- Placing circuits -------------------------------------------------------------------------------------------------
@@ -274,7 +274,8 @@ class DeviceBackend:
         """
         if self.mitigation == "readout" and self.assignment is None:
             pubs = [(circuit,) for circuit in readout_circuits(self.circuit)]
-            zeros, ones = self.run(pubs, 10 * shots, (seed[0], 0, 0), "readout")
+            content = hashlib.sha256(f"readout {self.name} {self.lines}".encode()).hexdigest()
+            zeros, ones = self.run(pubs, 10 * shots, (seed[0], 0, 0), content)
             self.assignment = zeros[0], 1 - ones[0]  # chances to read 1 for 0, and 0 for 1
         copies, n = len(self.lines), theta.shape[1]
         rows = -(-len(theta) // copies)
@@ -295,7 +296,7 @@ class DeviceBackend:
             try:
                 result = self.wait(job)
             except JobFailed as error:
-                self.journal.add({"job": job.job_id(), "status": "failed", **key})
+                self.journal.add({"job": job.job_id(), "status": "failed", "seconds": used_seconds(job), **key})
                 if attempt == JOB_ATTEMPTS - 1:
                     raise DeviceError(f"job {job.job_id()} failed, the last of {JOB_ATTEMPTS} tries: {error}") from None
                 pause(attempt)
@@ -310,12 +311,24 @@ class DeviceBackend:
             return None
         job_id = self.journal.job_of(key)
         if job_id is not None:
-            return self.reach(lambda: self.service.job(job_id))
+            job = self.reach(lambda: self.find(job_id))
+            if job is None:
+                self.journal.add({"job": job_id, "status": "failed", **key})
+            return job
         found = self.reach(lambda: self.service.jobs(limit=1, job_tags=[*self.tags, tag_of(key)])) if self.tags else []
         found = [job for job in found if job.job_id() not in self.journal.failed]
         for job in found:  # submitted just before the run was killed
             self.journal.add({"job": job.job_id(), "status": "submitted", **key})
         return found[0] if found else None
+
+    def find(self, job_id):
+        """The job of that id; None where the service no longer has it."""
+        from qiskit_ibm_runtime.exceptions import RuntimeJobNotFound
+
+        try:
+            return self.service.job(job_id)
+        except RuntimeJobNotFound:
+            return None
 
     def submit(self, pubs, shots, seed, key, attempt):
         """Submit a job and write it down before anything waits for it."""
@@ -335,7 +348,7 @@ class DeviceBackend:
             state = np.random.SeedSequence((*seed, attempt, int(digest(content_of(pubs))[:8], 16))).generate_state(1)
             options["simulator"] = {"seed_simulator": int(state[0])}  # a fixed one would replay the same noise
         else:
-            options["max_execution_time"] = max(60, math.ceil(10 * expected))
+            options["max_execution_time"] = max(1, math.floor(min(max(60, 10 * expected), self.max_seconds - used)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sampler, tried = Sampler(mode=self.device, options=options), []
@@ -347,9 +360,8 @@ class DeviceBackend:
                 return found or sampler.run(pubs, shots=shots)
 
             job = self.reach(once)
-        self.journal.add(
-            {"job": job.job_id(), "status": "submitted", **key, "tags": options["environment"]["job_tags"]}
-        )
+        entry = {"job": job.job_id(), "status": "submitted", "expected": expected, **key}
+        self.journal.add(entry | {"tags": options["environment"]["job_tags"]})
         return job
 
     def wait(self, job):
@@ -357,10 +369,15 @@ class DeviceBackend:
         return self.reach(job.result, job)
 
     def reach(self, call, job=None):
-        """call(), tried again while the service cannot be reached; other failures are JobFailed of the job."""
+        """call(), tried again while the service cannot be reached.
+
+        JobFailed where the job itself failed; DeviceError where trying again would not help: it was cancelled, it ran
+        out of its time, the service refuses the request.
+        """
         from qiskit_ibm_runtime.exceptions import (
-            IBMApiError,
-            IBMRuntimeError,
+            IBMError,
+            IBMInputValueError,
+            IBMNotAuthorizedError,
             RuntimeInvalidStateError,
             RuntimeJobFailureError,
             RuntimeJobMaxTimeoutError,
@@ -369,11 +386,15 @@ class DeviceBackend:
         for attempt in range(NETWORK_ATTEMPTS):
             try:
                 return call()
-            except (RuntimeJobFailureError, RuntimeInvalidStateError, RuntimeJobMaxTimeoutError) as error:
+            except RuntimeJobFailureError as error:
                 raise JobFailed(without_secrets(error)) from None
-            except (IBMApiError, IBMRuntimeError, OSError) as error:  # OSError: requests and sockets
-                if self.service is None:
-                    raise DeviceError(without_secrets(error)) from None
+            except (RuntimeInvalidStateError, RuntimeJobMaxTimeoutError) as error:
+                raise DeviceError(f"job {job.job_id() if job else ''} ended: {without_secrets(error)}") from None
+            except (IBMNotAuthorizedError, IBMInputValueError) as error:
+                raise DeviceError(f"{self.name}: {without_secrets(error)}") from None
+            except (IBMError, OSError) as error:  # OSError: sockets
+                if self.service is None or is_refusal(error):
+                    raise DeviceError(f"{self.name}: {without_secrets(error)}") from None
                 if attempt == NETWORK_ATTEMPTS - 1:
                     name = f"; job {job.job_id()} is kept" if job else ""
                     raise DeviceError(f"{self.name} out of reach: {without_secrets(error)}{name}") from None
@@ -403,6 +424,12 @@ class JobFailed(Exception):
     """A job ended without a result."""
 
 
+def is_refusal(error):
+    """Whether the service answered that the request is wrong (4xx, but for timeouts and rate limits)."""
+    codes = [getattr(cause, "status_code", None) for cause in (error, error.__cause__, error.__context__)]
+    return any(code is not None and 400 <= code < 500 and code not in (408, 429) for code in codes)
+
+
 def pause(attempt):
     time.sleep(min(2**attempt, 60))
 
@@ -430,15 +457,24 @@ def used_seconds(job):
 class Journal:
     """The jobs of a run in jobs.jsonl: a line when one is submitted and when it ends, on the disk before the next step.
 
-    path: the file, read if it is there; None keeps them in memory. seconds: QPU time used so far.
+    path: the file, read if it is there; None keeps them in memory.
     """
 
     def __init__(self, path=None):
-        self.path, self.seconds, self.failed, self.known = path, 0.0, set(), {}
+        self.path, self.charged, self.failed, self.known = path, {}, set(), {}
         if path is not None and Path(path).exists():
-            for line in Path(path).read_text(encoding="utf-8").splitlines():
+            text = Path(path).read_text(encoding="utf-8")
+            for line in text.splitlines():
                 with contextlib.suppress(ValueError):  # a last line that a kill cut short
                     self.count(json.loads(line))
+            if text and not text.endswith("\n"):
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write("\n")
+
+    @property
+    def seconds(self):
+        """QPU time used so far: of each job what it was charged, or was expected to take while that is not known."""
+        return sum(self.charged.values())
 
     def add(self, entry):
         self.count(entry)
@@ -450,7 +486,10 @@ class Journal:
 
     def count(self, entry):
         key = (entry["step"], entry["tensor"], entry["angles_sha256"], entry["shots"])
-        self.seconds += entry.get("seconds", 0.0)
+        if entry.get("seconds"):
+            self.charged[entry["job"]] = entry["seconds"]
+        else:
+            self.charged.setdefault(entry["job"], entry.get("expected", 0.0))
         if entry["status"] == "failed":
             self.failed.add(entry["job"])
             self.known.pop(key, None)

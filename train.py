@@ -58,6 +58,10 @@ def main(argv):
 
 def run_study(runs, argv):
     """Every run of a study that RESULTS_DIR does not hold finished, by the settings in its config.json, not by name."""
+    if any(config.measures(run.update_rule) and run.backend.startswith("ibm") for run in runs):
+        raise ValueError("a study on real hardware: allowed is one run at a time, whose jobs --resume finds again")
+    if runs[0].dry_run == "yes":
+        raise ValueError("DRY_RUN = 'yes': allowed is one run, not a study")
     seeds = {run.seed for run in runs}
     with config.quit_on_interrupt():
         used = load_or_stand_in(runs[0], config.given_flags(argv))[0]
@@ -104,7 +108,8 @@ def finished_runs(results):
             statistics = json.loads((path.parent / "training_statistics.json").read_text(encoding="utf-8"))
             values = json.loads(path.read_text(encoding="utf-8"))
             values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            if statistics["status"] == "finished":
+            environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
+            if statistics["status"] == "finished" and "extended_from_epochs" not in environment:
                 found.add(identity(config.Settings(**values)))
         except (ValueError, OSError, TypeError, KeyError, AttributeError):
             continue
@@ -144,6 +149,10 @@ def run_once(settings, argv, keep_model=True, folder=None):
     with config.quit_on_interrupt():
         device = choose_device(settings.device)
         backend = make_backend(settings)
+        if settings.backend == "ibm" and backend:
+            settings = settings._replace(
+                backend=f"ibm:{backend.name}"
+            )  # the least busy one now; --resume needs the same
         settings, data, model, tokenizer, model_source = load_or_stand_in(settings, given)
         weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
         train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
@@ -157,7 +166,7 @@ def run_once(settings, argv, keep_model=True, folder=None):
     run = folder or create_run_folder(results)
     statistics = {"status": "running", "selected_weights": {name: weight.numel() for name, weight in weights.items()}}
     if folder is not None:
-        environment = continued_environment(folder, environment)
+        environment = continued_environment(folder, environment, settings)
     status = "failed"
     try:
         write_json(run / "config.json", settings._asdict())
@@ -200,11 +209,12 @@ def run_once(settings, argv, keep_model=True, folder=None):
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
-def continued_environment(folder, now):
+def continued_environment(folder, now, settings):
     """environment.json of a run that goes on: as it began, with what is different now appended to `resumed`."""
     try:
         before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         known = before["data"]["sha256_of_examples"], before["initial_weights_sha256"]
+        epochs = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_epochs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--resume {folder}: environment.json cannot be read: {error}") from None
     for name, ours, theirs in (
@@ -213,6 +223,8 @@ def continued_environment(folder, now):
     ):
         if ours != theirs:
             raise ValueError(f"--resume {folder}: the {name} is not what the run began with")
+    if settings.num_epochs != epochs:  # its learning rates are not those of a run planned that long
+        before.setdefault("extended_from_epochs", epochs)
     changed = {key: value for key, value in now.items() if before.get(key) != value}
     return before | {"resumed": [*before.get("resumed", []), changed]}
 
@@ -313,7 +325,11 @@ def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend
 def start_or_resume(settings, run, model, optimizer, scheduler, resume):
     """What is done so far: step, bytes of metrics.csv, last evaluation (None: due now), and random states."""
     if resume:
-        return checkpoints.load(run, model, optimizer, scheduler)
+        progress = checkpoints.load(run, model, optimizer, scheduler)
+        for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = base * factor(scheduler.last_epoch)  # NUM_EPOCHS may have been raised
+        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+        return progress
     torch.manual_seed(settings.seed)  # dropout
     return {"step": 0, "evaluation": None, "position": 0, "random": checkpoints.random_state()}
 

@@ -229,6 +229,9 @@ def test_epochs_may_be_raised(cut_run):
     assert train.main(["--resume", str(cut_run), "--num_epochs", "2"]) == 0
     run = analyze.read_run(cut_run)
     assert run["settings"]["num_epochs"] == 2 and run["statistics"]["steps"] == 20
+    rates = [row["learning_rate"] for row in run["rows"] if row["loss"] is not None][6:]
+    assert rates == pytest.approx([5e-5 * (1 - done / 20) for done in range(6, 20)])
+    assert not train.finished_runs(cut_run.parent)  # its learning rates are not those of a run of two epochs
 
 
 def test_other_data_are_refused(cut_run, monkeypatch):

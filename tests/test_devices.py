@@ -11,7 +11,15 @@ import qiskit_ibm_runtime
 import torch
 from conftest import run_script
 from qiskit_ibm_runtime import executor_sampler, fake_provider
-from qiskit_ibm_runtime.exceptions import IBMRuntimeError, RuntimeJobFailureError
+from qiskit_ibm_runtime.api.exceptions import RequestsApiError
+from qiskit_ibm_runtime.exceptions import (
+    IBMNotAuthorizedError,
+    IBMRuntimeError,
+    RuntimeInvalidStateError,
+    RuntimeJobFailureError,
+    RuntimeJobMaxTimeoutError,
+    RuntimeJobNotFound,
+)
 
 import devices
 import quantum_circuits as qc
@@ -225,6 +233,8 @@ class Service:
         monkeypatch.setattr(executor_sampler, "Sampler", Sampler)
 
     def job(self, job_id):
+        if job_id not in self.stored:
+            raise RuntimeJobNotFound("no such job")
         return self.stored[job_id]
 
     def jobs(self, limit, job_tags):
@@ -279,10 +289,42 @@ def test_a_job_submitted_just_before_a_kill_is_found_by_its_tags(monkeypatch, tm
 
 
 def test_lost_connections_are_waited_out_without_submitting_again(monkeypatch, tmp_path, waits, capsys):
-    service = Service(monkeypatch, [ConnectionError("reset"), IBMRuntimeError("502"), TimeoutError("slow")])
+    lost = [ConnectionError("reset"), IBMRuntimeError("502"), TimeoutError("slow"), RequestsApiError("gone", 503)]
+    service = Service(monkeypatch, lost)
     service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 1, 0))
-    assert len(service.stored) == 1 and waits == [0, 1, 2]
-    assert capsys.readouterr().err.count("out of reach, trying again") == 3
+    assert len(service.stored) == 1 and waits == [0, 1, 2, 3]
+    assert capsys.readouterr().err.count("out of reach, trying again") == 4
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        RuntimeInvalidStateError("was cancelled"),
+        RuntimeJobMaxTimeoutError("over its time"),
+        IBMNotAuthorizedError("401"),
+        RequestsApiError("bad request", 400),
+    ],
+)
+def test_what_would_not_get_better_ends_at_once(monkeypatch, tmp_path, waits, refusal):
+    service = Service(monkeypatch, [refusal] * 9)
+    with pytest.raises(devices.DeviceError):
+        service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 1, 0))
+    assert len(service.stored) == 1 and waits == []
+
+
+def test_a_job_that_the_service_no_longer_has_is_submitted_again(monkeypatch, tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    service = Service(monkeypatch)
+    service.backend(path).measure(THETA, 100, (0, 1, 0))
+    service.stored["gone"] = service.stored.pop("job-0")
+    service.stored["gone"].tags = []
+    service.backend(path).measure(THETA, 100, (0, 1, 0))
+    assert len(service.stored) == 2
+
+
+def test_a_token_across_the_cut_of_a_long_message_does_not_leak(monkeypatch):
+    monkeypatch.setenv("QISKIT_IBM_TOKEN", SECRET)
+    assert SECRET[:8] not in devices.without_secrets(ValueError("x" * 290 + SECRET))
 
 
 def test_a_submission_whose_reply_is_lost_is_not_made_twice(monkeypatch, tmp_path, waits):
@@ -324,6 +366,7 @@ def test_quota_is_counted_from_the_jobs_and_survives_a_restart(monkeypatch, tmp_
     backend.measure(THETA, 100, (0, 1, 0))
     assert backend.journal.seconds == 5.0
     again = service.backend(path, max_seconds=12)
+    again.measure(THETA, 100, (0, 1, 0))  # fetched, not charged twice
     again.measure(THETA, 100, (0, 2, 0))
     with pytest.raises(devices.QuotaReached, match="10 s of QPU time are used and the next job takes about 3 s"):
         again.measure(THETA, 100, (0, 3, 0))
@@ -337,6 +380,15 @@ def test_a_journal_cut_short_is_read_up_to_there(tmp_path):
     path.write_text(path.read_text() + '{"job": "j2", "sta')
     journal = devices.Journal(path)
     assert journal.seconds == 3.0 and journal.job_of(key) == "j1"
+    journal.add({"job": "j3", "status": "done", "seconds": 4.0, **key, "step": 2})
+    assert devices.Journal(path).seconds == 7.0
+
+
+def test_a_job_whose_usage_is_not_known_counts_as_expected(monkeypatch, tmp_path):
+    service = Service(monkeypatch, seconds=0.0)
+    backend = service.backend(tmp_path / "jobs.jsonl", max_seconds=100)
+    backend.measure(THETA, 100, (0, 1, 0))
+    assert backend.journal.seconds == pytest.approx(backend.job_seconds(2, 100))
 
 
 def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
