@@ -275,24 +275,27 @@ class DeviceBackend:
         if self.mitigation == "readout" and self.assignment is None:
             pubs = [(circuit,) for circuit in readout_circuits(self.circuit)]
             content = hashlib.sha256(f"readout {self.name} {self.lines}".encode()).hexdigest()
-            zeros, ones = self.run(pubs, 10 * shots, (seed[0], 0, 0), content)
+            zeros, ones = self.run(pubs, len(pubs), 10 * shots, (seed[0], 0, 0), content)
             self.assignment = zeros[0], 1 - ones[0]  # chances to read 1 for 0, and 0 for 1
         copies, n = len(self.lines), theta.shape[1]
         rows = -(-len(theta) // copies)
         values = np.zeros((rows * copies, n))
         values[: len(theta)] = theta
         values = values.reshape(rows, copies * n)
-        (ones,) = self.run([(self.circuit, {tuple(self.angles): values})], shots, seed, digest(values))
+        (ones,) = self.run([(self.circuit, {tuple(self.angles): values})], rows, shots, seed, digest(values))
         if self.assignment is not None:
             false_ones, false_zeros = self.assignment
             ones = (ones - false_ones) / (1 - false_ones - false_zeros)
         return 2 * ones.reshape(rows * copies, n)[: len(theta)] - 1
 
-    def run(self, pubs, shots, seed, content):
-        """Share of ones by bit, float64 (rows, bits), for every PUB: of a job fetched, or submitted and waited for."""
+    def run(self, pubs, rows, shots, seed, content):
+        """Share of ones by bit, float64 (rows, bits), for every PUB: of a job fetched, or submitted and waited for.
+
+        rows: circuits of all PUBs together, bound.
+        """
         key = {"step": seed[1], "tensor": seed[2], "angles_sha256": content, "shots": shots}
         for attempt in range(JOB_ATTEMPTS):
-            job = self.fetch(key) or self.submit(pubs, shots, seed, key, attempt)
+            job = self.fetch(key) or self.submit(pubs, rows, shots, seed, key, attempt)
             try:
                 result = self.wait(job)
             except JobFailed as error:
@@ -330,13 +333,11 @@ class DeviceBackend:
         except RuntimeJobNotFound:
             return None
 
-    def submit(self, pubs, shots, seed, key, attempt):
+    def submit(self, pubs, rows, shots, seed, key, attempt):
         """Submit a job and write it down before anything waits for it."""
         from qiskit_ibm_runtime.executor_sampler import Sampler
 
-        expected = self.job_seconds(
-            sum(math.prod(np.shape(next(iter(p[1].values())))[:-1]) if p[1:] else 1 for p in pubs), shots
-        )
+        expected = self.job_seconds(rows, shots)
         used = self.journal.seconds
         if used + expected > self.max_seconds:
             raise QuotaReached(

@@ -357,6 +357,7 @@ def count_steps(settings, examples):
 # --- Stages of a step -------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=1)  # every step of an epoch asks for it
 def shuffled(examples, seed, epoch):
     """The indices of the training examples in this epoch's order; a function of the arguments alone."""
     return torch.randperm(examples, generator=torch.Generator().manual_seed(seed * 2**16 + epoch)).tolist()

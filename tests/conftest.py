@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,13 @@ def run_script(script, *flags, cwd=ROOT, timeout=300, **environment):
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def start_training(flags, results):
+    """`python train.py` with these flags and far too many epochs, as a process that has just saved a checkpoint."""
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--num_epochs", "5000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not any(results.glob("*/checkpoint/step_*")):
+        time.sleep(0.1)
+    return process

@@ -8,11 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, start_training
 from safetensors.torch import load_file
 
 import analyze
@@ -139,11 +138,7 @@ print(kills)
 
 
 def test_sigterm_leaves_a_checkpoint(tiny_flags, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *tiny_flags, "--num_epochs", "5000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any((tmp_path / "results").glob("*/checkpoint/step_*")):
-        time.sleep(0.1)
+    process = start_training(tiny_flags, tmp_path / "results")
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and "to go on: python train.py --resume" in err

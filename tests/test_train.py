@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, start_training
 from safetensors.torch import load_file
 
 import config
@@ -283,11 +283,7 @@ def test_whole_runs_of_families_with_fused_or_shared_weights(tiny_flags, tiny_mo
 
 
 def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *tiny_flags, "--num_epochs", "5000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any((tmp_path / "results").glob("*/checkpoint")):
-        time.sleep(0.1)
+    process = start_training(tiny_flags, tmp_path / "results")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
