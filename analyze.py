@@ -182,6 +182,7 @@ def add_title(figure, text):
 def add_legend(figure, ax, columns):
     """The legend of ax below the whole figure, where it covers nothing."""
     handles, labels = ax.get_legend_handles_labels()
+    columns = columns if max(map(len, labels), default=0) <= 44 else 1  # two long ones side by side would be cut off
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
