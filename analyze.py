@@ -5,7 +5,6 @@ seed by seed, in tables, figures and report.html. Output goes to FOLDER/analysis
 """
 
 import base64
-import csv
 import html
 import itertools
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import config
+import run_folder
 
 # Okabe & Ito's colour-blind safe colours; what is classical is black everywhere.
 PALETTE = {
@@ -58,70 +58,19 @@ def main(argv):
         "--results_dir", default=config.load([]).results_dir, help="where run folders are [%(default)s]"
     )
     arguments = parser.parse_args(argv)
-    folders = [Path(name) for name in arguments.runs] or [most_recent(Path(os.path.expanduser(arguments.results_dir)))]
+    folders = [Path(name) for name in arguments.runs] or [
+        run_folder.most_recent(Path(os.path.expanduser(arguments.results_dir)))
+    ]
     analysed = 0
     for folder in folders:
         try:
             is_study = not (folder / "config.json").exists() and any(folder.glob("run_*/config.json"))
-            for path in analyze_study(folder) if is_study else analyze_run(read_run(folder)):
+            for path in analyze_study(folder) if is_study else analyze_run(run_folder.read(folder)):
                 print(f"  {path}")
             analysed += 1
         except (ValueError, OSError) as error:
             print(f"skipped {folder}: {one_line(error)}", file=sys.stderr)
     return 0 if analysed else 2
-
-
-# --- Reading ----------------------------------------------------------------------------------------------------------
-
-
-def most_recent(results_dir, holding=""):
-    """The latest run folder by name, and number within its second, of those that hold a folder of the name `holding`.
-
-    ValueError where there is none.
-    """
-    found = []
-    for folder in results_dir.glob("run_*_*"):
-        date, clock, *number = folder.name.removeprefix("run_").split("_")
-        if (folder / holding).is_dir() and all(part.isdigit() for part in (date, clock, *number)):
-            found.append((date, clock, int(number[0]) if number else 0, folder))
-    if not found:
-        what = f"run folder with {holding}/" if holding else "run folder"
-        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no {what}, `python train.py` makes one")
-    return max(found)[-1]
-
-
-def read_run(folder):
-    """A run as a dict: folder, settings, environment, statistics, rows of metrics.csv. A broken one is a ValueError."""
-    run = {"folder": folder}
-    if not folder.is_dir():
-        raise ValueError("no such run folder")
-    needed = {
-        "config": set(config.Settings._fields),
-        "environment": {"model", "data"},
-        "training_statistics": {"status", "steps", "evaluations", "selected_weights"},
-    }
-    for key, name in (("settings", "config"), ("environment", "environment"), ("statistics", "training_statistics")):
-        try:
-            run[key] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{name}.json cannot be read: {error}") from None
-        if not isinstance(run[key], dict) or needed[name] - run[key].keys():
-            lacking = sorted(needed[name] - set(run[key] if isinstance(run[key], dict) else ()))
-            raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
-    run["rows"] = read_metrics(folder / "metrics.csv")
-    return run
-
-
-def read_metrics(path):
-    """Rows of a metrics.csv as dicts of float, None for empty cells; a half-written last row is left out."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        if rows and {"step", "loss", "accuracy", "eval_loss", "eval_accuracy"} - rows[0].keys():
-            raise ValueError("its columns are not those of a run")
-        return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
-    except (ValueError, OSError, csv.Error) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
 # --- Figures ----------------------------------------------------------------------------------------------------------
@@ -306,7 +255,7 @@ def read_study(folder):
     runs = []
     for path in sorted(folder.glob("run_*")):
         try:
-            run = read_run(path)
+            run = run_folder.read(path)
             if run["statistics"]["status"] != "finished":
                 raise ValueError(f"its status is {run['statistics']['status']}")
             runs.append(run)

@@ -56,6 +56,8 @@ def save(run, model, optimizer, scheduler, progress):
         hashes = {name: sha256(folder / name) for name in FILES}
         (folder / "sha256.json").write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
 
+    if not run.is_dir():
+        raise FileNotFoundError(f"{run}: the run folder is gone")
     folder = run / "checkpoint"
     folder.mkdir(exist_ok=True)
     with uninterrupted():
@@ -64,8 +66,8 @@ def save(run, model, optimizer, scheduler, progress):
             shutil.rmtree(old, ignore_errors=True)
 
 
-def load(run, model, optimizer, scheduler):
-    """Put the newest whole checkpoint of a run into model, optimizer, scheduler and random states; its progress.
+def load(run):
+    """The newest whole checkpoint of a run, for `restore`: dict of "model", "optimizer", "scheduler" and "progress".
 
     One that is incomplete or damaged is passed over with a line that says so. Raises ValueError where none is left.
     """
@@ -79,15 +81,35 @@ def load(run, model, optimizer, scheduler):
             missing = {"python", "numpy", "torch", "cuda"} - state["progress"]["random"].keys()
             if missing:
                 raise ValueError(f"random state {', '.join(sorted(missing))} is missing")
-            load_model(model, str(folder / "model.safetensors"))
-            optimizer.load_state_dict(state["optimizer"])
-            scheduler.load_state_dict(state["scheduler"])
-            restore_random_state(state["progress"]["random"])
-            return state["progress"]
+            return state | {"model": folder / "model.safetensors"}
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a damaged or hostile file makes the libraries raise
             why = " ".join(str(error).split())[:200] or type(error).__name__
             print(f"checkpoint {folder.name} is damaged, trying the one before: {why}", file=sys.stderr)
-    raise ValueError(f"{run}: no whole checkpoint to resume from")
+    raise ValueError(f"--resume {run}: holds no whole checkpoint to resume from")
+
+
+def restore(state, model, optimizer, scheduler):
+    """Put a checkpoint into model, optimizer, scheduler and random states; returns its progress.
+
+    A process on another machine than the first has no model file at hand: it gets its weights from the first. Raises
+    ValueError where the checkpoint is not one of this run.
+    """
+    try:
+        if state["model"].is_file():
+            load_model(model, str(state["model"]))
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        restore_random_state(state["progress"]["random"])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{state['model'].parent}: not a checkpoint of this run: {error}") from None
+    for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(scheduler.last_epoch)  # NUM_EPOCHS may have been raised
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+    return state["progress"]
 
 
 def sha256(path):

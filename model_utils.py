@@ -466,7 +466,10 @@ def attention_weights(model, layers, pattern=""):
 
 
 def evaluate(model, tokenizer, encoded, batch_size, device):
-    """(loss, accuracy) over tokenized examples, both means per example; batches of similar length, dropout off."""
+    """(loss, right) over tokenized examples: cross entropy and number of right answers, both sums; dropout off.
+
+    Batches hold inputs of similar length.
+    """
     was_training = model.training
     model.eval()
     by_length = sorted(encoded, key=lambda item: len(item["input_ids"]))
@@ -478,4 +481,4 @@ def evaluate(model, tokenizer, encoded, batch_size, device):
             loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             right += (logits.argmax(dim=-1) == labels).sum().item()
     model.train(was_training)
-    return loss / len(encoded), right / len(encoded)
+    return loss, right

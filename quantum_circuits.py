@@ -408,7 +408,9 @@ def as_groups(gradient, num_qubits):
     return torch.nn.functional.pad(flat, (0, -flat.numel() % num_qubits)).view(-1, num_qubits)
 
 
-def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, normalization="group", groups=None):
+def quantum_parameter_update(
+    gradient, backend, *, learning_rate, shots, seed, normalization="group", groups=None, share=(0, 1)
+):
     """The update of one weight tensor, learning_rate * (gradient as measured), to be subtracted from the weights.
 
     gradient: torch tensor, any shape, floating dtype and device; left untouched.
@@ -417,8 +419,10 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
     seed: (run seed, step, tensor index), ints in 0 .. 2^32 - 1: no two draws of a run may share it.
     normalization: "group" or "tensor", the max |g| that scales the encoding.
     groups: the groups to measure, int64 tensor, ascending; the others get no update. None is all of them.
+    share: (which, of), ints: measure only this part of them, so that the updates of all shares add up to the whole one.
 
-    Returns (update, Cost); update has the shape, dtype and device of gradient and is a function of the arguments alone.
+    Returns (update, Cost of the share); update has the shape, dtype and device of gradient and is a function of the
+    arguments alone.
     Raises FloatingPointError for a gradient or update that is not finite, ValueError for other bad arguments.
     """
     started = time.perf_counter()
@@ -434,6 +438,8 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
     gradient_groups = as_groups(flat, n)
     update = torch.zeros_like(gradient_groups)
     measured = len(gradient_groups) if groups is None else len(groups)
+    which, of = share
+    batches = range(which * backend.batch, measured, of * backend.batch)
 
     def measure_batch(first):
         rows = slice(first, first + backend.batch)
@@ -442,20 +448,22 @@ def quantum_parameter_update(gradient, backend, *, learning_rate, shots, seed, n
         means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, seed, first)
         update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
 
-    if 0 < measured <= backend.batch:
-        measure_batch(0)  # without a thread, so that Ctrl-C ends the wait for a device's job
-    elif measured:
+    if len(batches) == 1:
+        measure_batch(batches[0])  # without a thread, so that Ctrl-C ends the wait for a device's job
+    elif batches:
         # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next batch.
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
-            for _ in threads.map(measure_batch, range(0, measured, backend.batch)):
+            for _ in threads.map(measure_batch, batches):
                 pass
     if not torch.isfinite(update).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
     update = update.reshape(-1)[: flat.numel()].reshape(gradient.shape).to(gradient.device)
-    padded = groups is None or (measured and int(groups[-1]) == len(gradient_groups) - 1)
-    entries = measured * n - (gradient_groups.numel() - flat.numel() if padded else 0)
-    taken = measured * shots if backend.rule != "exact" else 0
-    return update, Cost(entries, measured, taken, time.perf_counter() - started)
+    circuits = sum(min(backend.batch, measured - first) for first in batches)
+    to_the_end = bool(batches) and batches[-1] + backend.batch >= measured  # the share has the last of the groups
+    padded = to_the_end and (groups is None or int(groups[-1]) == len(gradient_groups) - 1)
+    entries = circuits * n - (gradient_groups.numel() - flat.numel() if padded else 0)
+    taken = circuits * shots if backend.rule != "exact" else 0
+    return update, Cost(entries, circuits, taken, time.perf_counter() - started)
 
 
 # --- What the circuits are: `python quantum_circuits.py` --------------------------------------------------------------

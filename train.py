@@ -14,13 +14,12 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # torch's spinning threads starve whatever else runs
 
 import contextlib
-import csv
 import functools
 import hashlib
 import io
-import json
 import math
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -35,25 +34,22 @@ import analyze
 import checkpoints
 import devices
 import model_utils
+import processes
 import quantum_circuits
+import run_folder
 
-METRICS = [
-    *("step", "epoch", "loss", "accuracy", "learning_rate"),
-    *("cosine", "gradient_norm", "update_norm", "coverage", "circuits", "shots"),
-    *("seconds_forward", "seconds_backward", "seconds_quantum", "seconds_other"),
-    *("eval_loss", "eval_accuracy"),
-]
+IGNORED = -100  # label that cross_entropy leaves out
 PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy", "matplotlib", "tqdm")
 
 
 def main(argv):
     """One run, or a study of several. Returns the exit status: 0, 1 when a run diverged or failed, 130 after Ctrl-C."""
     runs = config.load_study(argv)
-    if named := config.resumed_run(argv):
-        folder = Path(os.path.expanduser(runs[0].results_dir if named == "latest" else named))
-        folder = analyze.most_recent(folder, "checkpoint") if named == "latest" else folder
-        return run_once(resumed_settings(folder, runs, config.given_flags(argv)), argv, folder=folder)
-    return run_once(runs[0], argv) if len(runs) == 1 else run_study(runs, argv)
+    with processes.together(use_cuda=choose_device(runs[0].device).type == "cuda"):
+        if named := config.resumed_run(argv):
+            found = processes.from_first(run_folder.resumed, named, runs, config.given_flags(argv))
+            return run_once(found[1], argv, folder=found[0])
+        return run_once(runs[0], argv) if len(runs) == 1 else run_study(runs, argv)
 
 
 def run_study(runs, argv):
@@ -68,20 +64,25 @@ def run_study(runs, argv):
     swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}
     if used.learning_rate != runs[0].learning_rate:
         swapped["learning_rate"] = used.learning_rate
-    todo = {identity(run._replace(**swapped)): run for run in runs}
-    done = finished_runs(Path(os.path.expanduser(runs[0].results_dir)))
+    todo = {run_folder.identity(run._replace(**swapped)): run for run in runs}
+    done, begun = processes.from_first(run_folder.kept, Path(os.path.expanduser(runs[0].results_dir)))
     failed = []
     skipped = len(todo.keys() & done)
     print(f"study:   {len(todo)} runs, {skipped} of them finished before", flush=True)
-    with tqdm(total=len(todo), initial=skipped, unit="run", dynamic_ncols=True) as bar:
+    bar = tqdm(total=len(todo), initial=skipped, unit="run", dynamic_ncols=True, disable=processes.rank() > 0)
+    with bar:
         for key, settings in todo.items():
             if key in done:
                 continue
             name = f"{settings.update_rule}, seed {settings.seed}"
+            if key in begun:
+                settings = settings._replace(**swapped)
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    status = run_once(settings, argv, keep_model=settings.seed == min(seeds))
+                    status = run_once(settings, argv, keep_model=settings.seed == min(seeds), folder=begun.get(key))
             except Exception as error:  # one failed run must not lose the others
+                if processes.size() > 1:
+                    raise  # the processes no longer know of each other where they are
                 tqdm.write(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
                 status = 1
             if status == 130:
@@ -93,48 +94,6 @@ def run_study(runs, argv):
     print(f"study finished, {len(failed)} runs failed{': ' if failed else ''}{'; '.join(failed)}")
     print(f"now: python analyze.py {runs[0].results_dir}")
     return 1 if failed else 0
-
-
-def identity(settings):
-    """Text that two runs share if and only if they compute the same."""
-    return json.dumps(config.counting(settings._asdict()), sort_keys=True)
-
-
-def finished_runs(results):
-    """Identities of the finished runs in a results folder; what cannot be read, or is of an older layout, is none."""
-    found = set()
-    for path in results.glob("run_*/config.json"):
-        try:
-            statistics = json.loads((path.parent / "training_statistics.json").read_text(encoding="utf-8"))
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            environment = json.loads((path.parent / "environment.json").read_text(encoding="utf-8"))
-            if statistics["status"] == "finished" and "extended_from_epochs" not in environment:
-                found.add(identity(config.Settings(**values)))
-        except (ValueError, OSError, TypeError, KeyError, AttributeError):
-            continue
-    return found
-
-
-def resumed_settings(folder, runs, given):
-    """The settings of a run to go on with: its own. Flags may raise NUM_EPOCHS and change what no result depends on."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        settings = config.Settings(**values)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"--resume {folder}: config.json cannot be read, or is of another layout: {error}") from None
-    if not any(folder.glob("checkpoint/step_*")):
-        raise ValueError(f"--resume {folder}: holds no checkpoint")
-    if len(runs) > 1:
-        raise ValueError(f"--resume {folder}: these settings describe a study of {len(runs)} runs: allowed is one")
-    for name in sorted(given - {"results_dir"}):
-        ours, theirs = getattr(settings, name), getattr(runs[0], name)
-        raised = name == "num_epochs" and theirs > ours
-        if ours != theirs and name in config.counting(settings._asdict()) and not raised:
-            raise ValueError(f"--resume {folder}: {name.upper()} = {theirs!r} is not the run's own {ours!r}")
-        settings = settings._replace(**{name: theirs})
-    return settings
 
 
 def run_once(settings, argv, keep_model=True, folder=None):
@@ -149,10 +108,11 @@ def run_once(settings, argv, keep_model=True, folder=None):
     with config.quit_on_interrupt():
         device = choose_device(settings.device)
         backend = make_backend(settings)
+        if processes.size() > 1 and isinstance(backend, devices.DeviceBackend):
+            raise ValueError(f"BACKEND = {settings.backend!r} with several processes: allowed is aer")
         if settings.backend == "ibm" and backend:
-            settings = settings._replace(
-                backend=f"ibm:{backend.name}"
-            )  # the least busy one now; --resume needs the same
+            # The least busy one now; --resume needs the same.
+            settings = settings._replace(backend=f"ibm:{backend.name}")
         settings, data, model, tokenizer, model_source = load_or_stand_in(settings, given)
         weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
         train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
@@ -163,190 +123,185 @@ def run_once(settings, argv, keep_model=True, folder=None):
                 return 0
 
     environment = describe_environment(argv, device, backend, model, model_source, data.source)
-    run = folder or create_run_folder(results)
-    statistics = {"status": "running", "selected_weights": {name: weight.numel() for name, weight in weights.items()}}
-    if folder is not None:
-        environment = continued_environment(folder, environment, settings)
-    status = "failed"
-    try:
-        write_json(run / "config.json", settings._asdict())
-        write_json(run / "environment.json", environment)
-        write_json(run / "training_statistics.json", statistics)
-        announce(settings, run, device, data, weights, model_source, note)
-        if isinstance(backend, devices.DeviceBackend):
-            backend.journal, backend.tags = devices.Journal(run / "jobs.jsonl"), [run.name]
-        with checkpoints.terminate_like_ctrl_c():
-            train(
-                *(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device),
-                resume=folder is not None,
-            )
-        if keep_model:
-            config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
-        else:
-            shutil.rmtree(run / "checkpoint")
-        status = "finished"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        print(f"interrupted; to go on: python train.py --resume {run}", file=sys.stderr)
-    except devices.QuotaReached as reason:
-        status = "interrupted"
-        print(f"stopped: {reason}", file=sys.stderr)
-    except FloatingPointError as error:
-        status = "diverged"
-        print(f"error: diverged: {error}", file=sys.stderr)
-    except (UnusedWeight, devices.DeviceError, OSError) as error:  # a full disk, a folder gone: the loop cannot go on
-        print(f"error: {error}", file=sys.stderr)
-    except ValueError as error:
-        if folder is None:
-            raise RuntimeError("a bug in the training loop, not in the settings") from error
-        print(f"error: {error}", file=sys.stderr)
-    finally:
-        metrics = run / "metrics.csv"
-        statistics |= {"status": status, **summarise(analyze.read_metrics(metrics) if metrics.exists() else [])}
-        write_json(run / "training_statistics.json", statistics)
-    if metrics.exists():
-        show_results(analyze.read_run(run))
+    facts = {"settings": settings, "data": data.source["sha256_of_examples"]}
+    processes.require_same(facts | {"model": environment["initial_weights_sha256"]})
+    run = folder or processes.from_first(run_folder.create, results)
+    with contextlib.ExitStack() as held:
+        state = None
+        if processes.rank() == 0:
+            held.enter_context(run_folder.alone(run))
+        if folder is not None:
+            environment, state = processes.from_first(go_on, folder, environment, settings)
+        statistics = {"selected_weights": {name: weight.numel() for name, weight in weights.items()}}
+        status = "failed"
+        try:
+            if processes.rank() == 0:
+                run_folder.write_json(run / "config.json", settings._asdict())
+                run_folder.write_json(run / "environment.json", environment)
+                run_folder.write_json(run / "training_statistics.json", statistics | {"status": "running"})
+            announce(settings, run, device, data, weights, model_source, note)
+            if isinstance(backend, devices.DeviceBackend):
+                backend.journal, backend.tags = devices.Journal(run / "jobs.jsonl"), [run.name]
+            with checkpoints.terminate_like_ctrl_c():
+                train(
+                    *(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device, state),
+                )
+            if processes.rank() == 0 and keep_model:
+                config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
+            elif processes.rank() == 0:
+                shutil.rmtree(run / "checkpoint")
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            processes.tell("interrupted", advice_to_resume(run))
+        except (devices.QuotaReached, processes.Lost) as reason:
+            status = "interrupted"
+            processes.tell(f"stopped: {reason}", advice_to_resume(run))
+        except FloatingPointError as error:
+            status = "diverged"
+            processes.tell(f"error: diverged: {error}")
+        except (UnusedWeight, devices.DeviceError, OSError) as error:  # a full disk, a folder gone: it cannot go on
+            processes.tell(f"error: {error}")
+        except ValueError as error:
+            if folder is None:  # settings and data were checked before
+                raise RuntimeError("a bug in the training loop, not in the settings") from error
+            raise
+        finally:
+            if processes.rank() == 0:
+                # What failed has been said; a full disk or a folder gone would only be said again.
+                with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
+                    sum_up(run, statistics | {"status": status})
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
-def continued_environment(folder, now, settings):
-    """environment.json of a run that goes on: as it began, with what is different now appended to `resumed`."""
-    try:
-        before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        known = before["data"]["sha256_of_examples"], before["initial_weights_sha256"]
-        epochs = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_epochs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--resume {folder}: environment.json cannot be read: {error}") from None
-    for name, ours, theirs in (
-        ("data", known[0], now["data"]["sha256_of_examples"]),
-        ("model", known[1], now["initial_weights_sha256"]),
-    ):
-        if ours != theirs:
-            raise ValueError(f"--resume {folder}: the {name} is not what the run began with")
-    if settings.num_epochs != epochs:  # its learning rates are not those of a run planned that long
-        before.setdefault("extended_from_epochs", epochs)
-    changed = {key: value for key, value in now.items() if before.get(key) != value}
-    return before | {"resumed": [*before.get("resumed", []), changed]}
+def go_on(folder, environment, settings):
+    """(environment, checkpoint) of a run that goes on."""
+    return run_folder.continued_environment(folder, environment, settings), checkpoints.load(folder)
 
 
-def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend, device, resume=False):
+def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend, device, checkpoint=None):
     """The training loop, over tokenized sets. weights: the selected ones by name; every other weight is AdamW's.
 
-    resume=True goes on after the newest checkpoint of the run. Ctrl-C, SIGTERM and a spent quota leave a checkpoint.
+    checkpoint: what checkpoints.load gives, to go on after it. Ctrl-C, SIGTERM, a spent quota and the loss of another
+    process leave a checkpoint.
     """
     steps_per_epoch = count_steps(settings, len(train_set)) // settings.num_epochs
     total_steps = count_steps(settings, len(train_set))
     optimizer = make_optimizer(model, weights, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
-    progress = start_or_resume(settings, run, model, optimizer, scheduler, resume)
+    progress = start_or_resume(settings, model, optimizer, scheduler, checkpoint)
+    parallel = processes.parallel(model)
     first, position, evaluation = progress["step"] + 1, progress["position"], progress["evaluation"]
     model.train()
 
-    with open_metrics(run, weights if backend else (), position) as (metrics, file), progress_bar(total_steps) as bar:
+    path = run / "metrics.csv" if processes.rank() == 0 else Path(os.devnull)
+    with (
+        run_folder.open_metrics(path, weights if backend else (), position) as (metrics, file),
+        progress_bar(total_steps) as bar,
+        checkpoint_when_stopped(run, model, optimizer, scheduler, progress),
+    ):
         bar.update(first - 1)
-        try:
-            if evaluation is None:
-                evaluation = evaluate(model, tokenizer, eval_set, settings, device)
-                write_row(metrics, file, {"step": first - 1, "epoch": (first - 1) // steps_per_epoch, **evaluation})
-                progress |= {"evaluation": evaluation, "position": file.tell()}
+        if evaluation is None:
+            evaluation = evaluate(model, tokenizer, eval_set, settings, device)
+            run_folder.write_row(
+                metrics, file, {"step": first - 1, "epoch": (first - 1) // steps_per_epoch, **evaluation}
+            )
+            progress |= {"evaluation": evaluation, "position": file.tell()}
 
-            for step in range(first, total_steps + 1):
-                epoch, place = 1 + (step - 1) // steps_per_epoch, (step - 1) % steps_per_epoch
-                order = shuffled(len(train_set), settings.seed, epoch)
-                batches = batches_of_step(order, place, settings.batch_size, settings.accumulation_steps)
+        for step in range(first, total_steps + 1):
+            epoch, place = 1 + (step - 1) // steps_per_epoch, (step - 1) % steps_per_epoch
+            order = shuffled(len(train_set), settings.seed, epoch)
+            batches = batches_of_step(order, place, settings.batch_size, settings.accumulation_steps)
 
-                # Run the batch forward, and backward: the mean gradient of every weight over all examples of the step.
-                seconds, losses, right, examples = {"forward": 0.0, "backward": 0.0}, [], 0, sum(map(len, batches))
-                for batch in batches:
-                    started = time.perf_counter()
-                    inputs, labels = model_utils.collate(tokenizer, [train_set[index] for index in batch], device)
+            # Run the batch forward, and backward: the mean gradient of every weight over all examples of the step.
+            seconds, losses, right, examples = {"forward": 0.0, "backward": 0.0}, [], 0, sum(map(len, batches))
+            processes.draw_own_dropout(settings.seed, step)
+            for batch in batches:
+                started = time.perf_counter()
+                inputs, labels = model_utils.collate(tokenizer, own_share(batch, train_set), device)
+                with processes.adding_gradients(parallel, batch is batches[-1]):
                     with autocast(settings, device):
-                        logits = model(**inputs).logits.float()
+                        logits = parallel(**inputs).logits.float()
                     loss = cross_entropy(logits, labels, reduction="sum") / examples
-                    require_finite({"the loss": loss.detach()})
                     forward_done = time.perf_counter()
                     loss.backward()
-                    losses.append(loss.item())
-                    right += (logits.argmax(dim=-1) == labels).sum().item()
-                    seconds["forward"] += forward_done - started
-                    seconds["backward"] += time.perf_counter() - forward_done
-                started = time.perf_counter()
-                require_finite({f"the gradient of {name}": weight.grad for name, weight in model.named_parameters()})
-                if settings.max_gradient_norm:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
-                gradients = selected_gradients(weights)
-                seconds["backward"] += time.perf_counter() - started
+                losses.append(loss.item())
+                right += (logits.argmax(dim=-1) == labels).sum().item()
+                seconds["forward"] += forward_done - started
+                seconds["backward"] += time.perf_counter() - forward_done
+            started = time.perf_counter()
+            loss, right = processes.total(sum(losses), right)
+            require_finite({"the loss": torch.tensor(loss)})
+            require_finite({f"the gradient of {name}": weight.grad for name, weight in model.named_parameters()})
+            if settings.max_gradient_norm:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
+            gradients = selected_gradients(weights)
+            seconds["backward"] += time.perf_counter() - started
 
-                # Measure the gradients of the selected weights with the circuits.
-                started = time.perf_counter()
-                updates, cost = measure_gradients(gradients, backend, settings, step)
-                seconds["quantum"] = time.perf_counter() - started
+            # Measure the gradients of the selected weights with the circuits.
+            started = time.perf_counter()
+            updates, cost = measure_gradients(gradients, backend, settings, step)
+            seconds["quantum"] = time.perf_counter() - started
 
-                # Step every weight once: the selected ones by what was measured, all others by AdamW. Record it.
-                started = time.perf_counter()
-                learning_rate = scheduler.get_last_lr()[0]
-                with checkpoints.uninterrupted():
-                    changes = step_weights(weights, updates, optimizer, settings.quantum_optimizer)
-                    scheduler.step()
-                    row = {
-                        "step": step,
-                        "epoch": epoch,
-                        "loss": sum(losses),
-                        "accuracy": right / examples,
-                        "learning_rate": learning_rate,
-                        **compare(gradients, changes),
-                        **cost,
-                    }
-                    model.zero_grad()
-                    seconds["other"] = time.perf_counter() - started
-                    row |= {f"seconds_{stage}": took for stage, took in seconds.items()}
-                    write_row(metrics, file, row)
-                    end_of_epoch = step % steps_per_epoch == 0
-                    progress = {
-                        "step": step,
-                        "evaluation": None if end_of_epoch else evaluation,
-                        "position": file.tell(),
-                        "random": checkpoints.random_state(),
-                    }
-                show_progress(bar, row, evaluation)
+            # Step every weight once: the selected ones by what was measured, all others by AdamW. Record it.
+            started = time.perf_counter()
+            learning_rate = scheduler.get_last_lr()[0]
+            with checkpoints.uninterrupted():
+                changes = step_weights(weights, updates, optimizer, settings.quantum_optimizer)
+                scheduler.step()
+                row = {
+                    "step": step,
+                    "epoch": epoch,
+                    "loss": loss,
+                    "accuracy": right / examples,
+                    "learning_rate": learning_rate,
+                    **compare(gradients, changes),
+                    **cost,
+                }
+                model.zero_grad()
+                seconds["other"] = time.perf_counter() - started
+                row |= {f"seconds_{stage}": took for stage, took in seconds.items()}
+                run_folder.write_row(metrics, file, row)
+                end_of_epoch = step % steps_per_epoch == 0
+                progress |= {
+                    "step": step,
+                    "evaluation": None if end_of_epoch else evaluation,
+                    "position": file.tell(),
+                    "random": checkpoints.random_state(),
+                }
+            show_progress(bar, row, evaluation)
 
-                # Evaluate at the end of the epoch; save every so often.
-                if end_of_epoch:
-                    evaluation = evaluate(model, tokenizer, eval_set, settings, device)
-                    write_row(metrics, file, {"step": step, "epoch": epoch, **evaluation})
-                    progress |= {"evaluation": evaluation, "position": file.tell()}
-                if end_of_epoch or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
-                    checkpoints.save(run, model, optimizer, scheduler, progress)
-        except (KeyboardInterrupt, devices.QuotaReached, devices.DeviceError):
-            checkpoints.save(run, model, optimizer, scheduler, progress)
-            raise
+            # Evaluate at the end of the epoch; save every so often.
+            if end_of_epoch:
+                evaluation = evaluate(model, tokenizer, eval_set, settings, device)
+                run_folder.write_row(metrics, file, {"step": step, "epoch": epoch, **evaluation})
+                progress |= {"evaluation": evaluation, "position": file.tell()}
+            if end_of_epoch or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
+                save_checkpoint(run, model, optimizer, scheduler, progress)
 
 
-def start_or_resume(settings, run, model, optimizer, scheduler, resume):
+def start_or_resume(settings, model, optimizer, scheduler, checkpoint):
     """What is done so far: step, bytes of metrics.csv, last evaluation (None: due now), and random states."""
-    if resume:
-        progress = checkpoints.load(run, model, optimizer, scheduler)
-        for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-            group["lr"] = base * factor(scheduler.last_epoch)  # NUM_EPOCHS may have been raised
-        scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-        return progress
+    if checkpoint:
+        return checkpoints.restore(checkpoint, model, optimizer, scheduler)
     torch.manual_seed(settings.seed)  # dropout
     return {"step": 0, "evaluation": None, "position": 0, "random": checkpoints.random_state()}
 
 
+def save_checkpoint(run, model, optimizer, scheduler, progress):
+    if processes.rank() == 0:
+        checkpoints.save(run, model, optimizer, scheduler, progress)
+
+
 @contextlib.contextmanager
-def open_metrics(run, measured, position):
-    """(writer, file) of metrics.csv from byte `position` on; what a killed run wrote after that is cut off."""
-    path = run / "metrics.csv"
-    if position:
-        if path.stat().st_size < position:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, the checkpoint was made at {position}")
-        os.truncate(path, position)
-    with open(path, "a" if position else "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, METRICS + [seconds_of(name) for name in measured])
-        if not position:
-            writer.writeheader()
-        yield writer, file
+def checkpoint_when_stopped(run, model, optimizer, scheduler, progress):
+    """Leave a checkpoint of the last whole step where the block is stopped by what --resume can go on from."""
+    try:
+        with processes.noticing_loss():
+            yield
+    except (KeyboardInterrupt, devices.QuotaReached, devices.DeviceError, processes.Lost):
+        save_checkpoint(run, model, optimizer, scheduler, progress)
+        raise
 
 
 def count_steps(settings, examples):
@@ -368,6 +323,13 @@ def batches_of_step(order, place, batch_size, accumulation_steps):
     size = batch_size * accumulation_steps
     chosen = order[place * size : (place + 1) * size]
     return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)]
+
+
+def own_share(batch, train_set):
+    """This process's examples of a batch, a list of indices; where there is none, one that counts for nothing, since
+    all processes must take part in adding the gradients up."""
+    mine = [train_set[index] for index in processes.share(batch)]
+    return mine or [train_set[batch[0]] | {"label": IGNORED}]
 
 
 def autocast(settings, device):
@@ -417,19 +379,16 @@ def measure_gradients(gradients, backend, settings, step):
             seed=(settings.seed, step, index),
             normalization=settings.normalization,
             groups=chosen.get(name),
+            share=((processes.rank() + index) % processes.size(), processes.size()),
         )
-    entries, circuits, shots, _ = map(sum, zip(*costs.values(), strict=True))
+        processes.add_up(updates[name])
+    entries, circuits, shots, _ = processes.total(*map(sum, zip(*costs.values(), strict=True)))
     return updates, {
         "coverage": entries / sum(gradient.numel() for gradient in gradients.values()),
-        "circuits": circuits,
-        "shots": shots,
-        **{seconds_of(name): cost.seconds for name, cost in costs.items()},
+        "circuits": int(circuits),
+        "shots": int(shots),
+        **{run_folder.seconds_of(name): cost.seconds for name, cost in costs.items()},
     }
-
-
-def seconds_of(name):
-    """The column of metrics.csv for the seconds that the circuits of one weight took."""
-    return f"seconds_quantum {name}"
 
 
 @torch.no_grad()
@@ -449,10 +408,11 @@ def step_weights(weights, updates, optimizer, quantum_optimizer):
 
 def evaluate(model, tokenizer, eval_set, settings, device):
     """Loss and accuracy on the evaluation set, as a row of metrics.csv has them."""
+    mine = processes.share(eval_set)
     with autocast(settings, device):
-        loss, accuracy = model_utils.evaluate(model, tokenizer, eval_set, settings.batch_size, device)
+        loss, right = processes.total(*model_utils.evaluate(model, tokenizer, mine, settings.batch_size, device))
     require_finite({"the evaluation loss": torch.tensor(loss)})
-    return {"eval_loss": loss, "eval_accuracy": accuracy}
+    return {"eval_loss": loss / len(eval_set), "eval_accuracy": right / len(eval_set)}
 
 
 def compare(gradients, changes):
@@ -501,14 +461,17 @@ def load_or_stand_in(settings, given):
 
 @functools.cache
 def warn(message):
-    """A loud line, said once however many runs of a study have reason to."""
-    print(f"*** {' '.join(message.split())} ***", file=sys.stderr, flush=True)
+    """A loud line, said once however many runs of a study, and processes, have reason to."""
+    if processes.rank() == 0:
+        print(f"*** {' '.join(message.split())} ***", file=sys.stderr, flush=True)
 
 
 def choose_device(name):
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("DEVICE = 'cuda': no CUDA device is present, allowed here is auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun: a device for each process
 
 
 def make_backend(settings):
@@ -542,31 +505,6 @@ def make_optimizer(model, weights, settings):
 # --- The run folder ---------------------------------------------------------------------------------------------------
 
 
-def create_run_folder(results_dir):
-    """A new folder run_YYYYmmdd_HHMMSS, with _1, _2, ... appended where that second is taken."""
-    base = results_dir / time.strftime("run_%Y%m%d_%H%M%S")
-    base.parent.mkdir(parents=True, exist_ok=True)
-    candidate, taken = base, 0
-    while True:
-        try:
-            candidate.mkdir()  # fails where another process was faster
-            return candidate
-        except FileExistsError:
-            taken += 1
-            candidate = base.with_name(f"{base.name}_{taken}")
-
-
-def write_json(path, content):
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    config.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def write_row(metrics, file, row):
-    """A row of metrics.csv, on its way to the disk before the next step begins."""
-    metrics.writerow({name: f"{value:.9g}" if isinstance(value, float) else value for name, value in row.items()})
-    file.flush()
-
-
 def save_model(folder, model, tokenizer):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -595,6 +533,7 @@ def describe_environment(argv, device, backend, model, model_source, data_source
         "packages": {name: version(name) for name in PACKAGES},
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
+        "processes": processes.size(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "backend": backend.name if backend else None,
         "model": model_source,
@@ -603,35 +542,11 @@ def describe_environment(argv, device, backend, model, model_source, data_source
     }
 
 
-def summarise(rows):
-    """What training_statistics.json says beside the status, from the rows of metrics.csv: counts, sums, evaluations."""
-    steps = [row for row in rows if row["loss"] is not None]
-    cosines = [row["cosine"] for row in steps if row["cosine"] is not None]
-    evaluated = [row for row in rows if row["eval_accuracy"] is not None]
-    evaluations = [
-        {"step": int(row["step"]), "loss": row["eval_loss"], "accuracy": row["eval_accuracy"]} for row in evaluated
-    ]
-    sums = {name: sum(row[name] for row in steps) for name in METRICS if name.startswith("seconds_")}
-    by_weight = {name: sum(row[name] for row in steps) for name in (rows[0] if rows else ()) if " " in name}
-    return {
-        "steps": len(steps),
-        "evaluations": evaluations,
-        "train_loss": steps[-1]["loss"] if steps else None,
-        "mean_cosine": sum(cosines) / len(cosines) if cosines else None,
-        "coverage": steps[-1]["coverage"] if steps else None,
-        "circuits": int(sum(row["circuits"] for row in steps)),
-        "shots": int(sum(row["shots"] for row in steps)),
-        **sums,
-        **by_weight,
-        "seconds_per_step": sum(sums.values()) / len(steps) if steps else None,
-    }
-
-
 # --- What the user sees -----------------------------------------------------------------------------------------------
 
 
 def progress_bar(total_steps):
-    return tqdm(total=total_steps, unit="step", dynamic_ncols=True, leave=None)
+    return tqdm(total=total_steps, unit="step", dynamic_ncols=True, leave=None, disable=processes.rank() > 0)
 
 
 def show_progress(bar, row, evaluation):
@@ -639,6 +554,11 @@ def show_progress(bar, row, evaluation):
     cosine = "-" if row["cosine"] is None else f"{row['cosine']:.3f}"
     bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row['learning_rate']:.1e}", cos=cosine, acc=accuracy)
     bar.update()
+
+
+def advice_to_resume(run):
+    started = "python" if processes.size() == 1 else f"torchrun --nproc_per_node={processes.size()}"
+    return f"; to go on: {started} train.py --resume {shlex.quote(str(run))}"
 
 
 def announce(settings, run, device, data, weights, model_source, note):
@@ -673,6 +593,15 @@ def announce_plan(settings, backend, weights, steps):
             f"MAX_QPU_SECONDS = {settings.max_qpu_seconds:g}: the plan takes about {plan['seconds']:,.0f} s, none were "
             "used; fewer steps, DEVICE_GROUPS or SHOTS take less"
         )
+
+
+def sum_up(run, statistics):
+    """Write training_statistics.json of a run that ended, show what it came to and draw its curves."""
+    metrics = run / "metrics.csv"
+    rows = run_folder.read_metrics(metrics) if metrics.exists() else []
+    run_folder.write_json(run / "training_statistics.json", statistics | run_folder.summarise(rows))
+    if rows:
+        show_results(run_folder.read(run))
 
 
 def show_results(run):

@@ -11,6 +11,7 @@ from scipy import stats
 
 import analyze
 import config
+import run_folder
 import train
 
 
@@ -44,14 +45,14 @@ def test_attention_before_training_is_that_of_the_start(finished_run, tiny_model
 
 
 def test_without_the_start_only_what_is_left_is_shown(finished_run, tmp_path, capsys):
-    run = analyze.read_run(finished_run)
+    run = run_folder.read(finished_run)
     run["environment"]["model"] = {"kind": "local", "path": str(tmp_path / "gone")}
     analyze.save_attention_maps(tmp_path / "maps.png", run)
     assert "the start is not available" in capsys.readouterr().out and (tmp_path / "maps.png").exists()
 
 
 def test_curves_hold_every_step_and_evaluation(finished_run):
-    rows = analyze.read_run(finished_run)["rows"]
+    rows = run_folder.read(finished_run)["rows"]
     ax = analyze.plot_curve(analyze.new_figure(4, 3).subplots(), rows, "accuracy", "black")
     batch, evaluation = ax.get_lines()
     assert list(batch.get_xdata()) == [1, 2, 3, 4, 5, 6] and list(evaluation.get_xdata()) == [0, 3, 6]
@@ -62,9 +63,9 @@ def test_the_most_recent_run_is_found_among_junk(tmp_path):
     for name in ("run_20260101_120000", "run_20260101_120000_2", "run_20260101_120000_10", "run_x_y", "reference"):
         (tmp_path / name).mkdir()
     (tmp_path / "run_20270101_000000").write_text("a file")
-    assert analyze.most_recent(tmp_path).name == "run_20260101_120000_10"
+    assert run_folder.most_recent(tmp_path).name == "run_20260101_120000_10"
     with pytest.raises(ValueError, match=r"holds no run folder, `python train\.py` makes one"):
-        analyze.most_recent(tmp_path / "reference")
+        run_folder.most_recent(tmp_path / "reference")
 
 
 def test_broken_runs_are_skipped_with_a_line(finished_run, tmp_path, capsys):
@@ -83,7 +84,7 @@ def test_broken_runs_are_skipped_with_a_line(finished_run, tmp_path, capsys):
     [
         ("config.json", "[]", "config.json lacks accumulation_steps, aer_device, attention_layers"),
         ("environment.json", "null", "environment.json lacks data, model"),
-        ("training_statistics.json", "{}", "training_statistics.json lacks evaluations"),
+        ("training_statistics.json", "{}", "training_statistics.json lacks selected_weights, status"),
         ("metrics.csv", "a,b\n1,2\n", "metrics.csv cannot be read: its columns are not those of a run"),
     ],
 )
@@ -91,11 +92,11 @@ def test_odd_files_in_a_run_are_named(finished_run, tmp_path, name, content, mes
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / name).write_text(content)
     with pytest.raises(ValueError, match=message):
-        analyze.read_run(run)
+        run_folder.read(run)
 
 
 def test_dollar_signs_are_no_formulas_and_the_layer_is_the_selected_one(finished_run, tmp_path):
-    run = analyze.read_run(finished_run)
+    run = run_folder.read(finished_run)
     run["settings"] |= {"sample_sentences": ["a $_$ b $$"], "attention_layers": [1]}
     run["environment"]["data"] = {"kind": "local", "path": "a$_$b"}
     assert analyze.save_curves(tmp_path / "c.png", run).exists()
@@ -111,8 +112,8 @@ def test_dollar_signs_are_no_formulas_and_the_layer_is_the_selected_one(finished
 def test_a_half_written_last_row_is_left_out(finished_run, tmp_path):
     text = (finished_run / "metrics.csv").read_text()
     (tmp_path / "metrics.csv").write_text(text + "7,3,0.5")
-    assert len(analyze.read_metrics(tmp_path / "metrics.csv")) == len(
-        analyze.read_metrics(finished_run / "metrics.csv")
+    assert len(run_folder.read_metrics(tmp_path / "metrics.csv")) == len(
+        run_folder.read_metrics(finished_run / "metrics.csv")
     )
 
 

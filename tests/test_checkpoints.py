@@ -14,8 +14,8 @@ import torch
 from conftest import ROOT, start_training
 from safetensors.torch import load_file
 
-import analyze
 import checkpoints
+import run_folder
 import train
 
 LONG = ["--num_epochs", "4", "--checkpoint_every", "2", "--train_size", "40", "--batch_size", "4"]  # 40 steps
@@ -202,13 +202,35 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(cut_run, tiny_fl
     assert_same_run(only_run(tmp_path / "whole"), cut_run)
 
 
-def test_without_a_whole_checkpoint_nothing_is_touched(cut_run, capsys):
+def test_without_a_whole_checkpoint_nothing_is_touched(cut_run):
     for folder in (cut_run / "checkpoint").iterdir():
         damage(folder, "truncated weights")
-    before = (cut_run / "metrics.csv").read_bytes()
-    assert train.main(["--resume", str(cut_run)]) == 1
-    assert "no whole checkpoint to resume from" in capsys.readouterr().err
-    assert (cut_run / "metrics.csv").read_bytes() == before
+    before = {path: path.read_bytes() for path in cut_run.iterdir() if path.is_file()}
+    with pytest.raises(ValueError, match="holds no whole checkpoint to resume from"):
+        train.main(["--resume", str(cut_run)])
+    assert {path: path.read_bytes() for path in cut_run.iterdir() if path.is_file()} == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(cut_run, tiny_flags, tmp_path):
+    state = checkpoints.load(cut_run)
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1.0)
+    with pytest.raises(ValueError, match="step_00000006: not a checkpoint of this run"):
+        checkpoints.restore(state, model, optimizer, scheduler)
+
+
+def test_a_run_in_training_is_not_resumed(cut_run):
+    with run_folder.alone(cut_run), pytest.raises(ValueError, match="another process is training in it"):
+        train.main(["--resume", str(cut_run)])
+    assert train.main(["--resume", str(cut_run)]) == 0
+
+
+def test_a_killed_run_can_be_read(cut_run):
+    statistics = {"status": "running", "selected_weights": {}}  # all that is there before the end
+    (cut_run / "training_statistics.json").write_text(json.dumps(statistics))
+    run = run_folder.read(cut_run)
+    assert run["statistics"]["steps"] == 6 and len(run["statistics"]["evaluations"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -227,11 +249,11 @@ def test_a_changed_setting_that_matters_is_refused_by_name(cut_run, flags, messa
 
 def test_epochs_may_be_raised(cut_run):
     assert train.main(["--resume", str(cut_run), "--num_epochs", "2"]) == 0
-    run = analyze.read_run(cut_run)
+    run = run_folder.read(cut_run)
     assert run["settings"]["num_epochs"] == 2 and run["statistics"]["steps"] == 20
     rates = [row["learning_rate"] for row in run["rows"] if row["loss"] is not None][6:]
     assert rates == pytest.approx([5e-5 * (1 - done / 20) for done in range(6, 20)])
-    assert not train.finished_runs(cut_run.parent)  # its learning rates are not those of a run of two epochs
+    assert run_folder.kept(cut_run.parent) == (set(), {})  # its learning rates are not those of a run of two epochs
 
 
 def test_other_data_are_refused(cut_run, monkeypatch):

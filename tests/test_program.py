@@ -17,8 +17,13 @@ MODULES = {
     "model_utils": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow"},
     "devices": {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
     "checkpoints": {"config", "numpy", "torch", "safetensors"},
-    "train": {"config", "quantum_circuits", "devices", "checkpoints", "model_utils", "analyze", "torch", "tqdm"},
-    "analyze": {"config", "quantum_circuits", "devices", "numpy", "matplotlib", "scipy", "transformers"},
+    "run_folder": {"config"},
+    "processes": {"torch"},
+    "train": {
+        *("config", "quantum_circuits", "devices", "checkpoints", "run_folder", "processes", "model_utils", "analyze"),
+        *("torch", "tqdm"),
+    },
+    "analyze": {"config", "run_folder", "quantum_circuits", "devices", "numpy", "matplotlib", "scipy", "transformers"},
 }
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import config
 import model_utils
 import quantum_circuits
+import run_folder
 import train
 
 RULES = ["quantum", "independent", "exact", "classical", "frozen"]
@@ -67,7 +68,7 @@ def test_bad_studies_are_refused(flags, message):
 
 def test_identity_counts_what_counts_under_the_rule():
     def same(one, other):
-        return train.identity(config.load(one)) == train.identity(config.load(other))
+        return run_folder.identity(config.load(one)) == run_folder.identity(config.load(other))
 
     for rule in ("classical", "frozen"):
         assert same(["--update_rule", rule, "--shots", "5"], ["--update_rule", rule, "--circuit", "chain"])
@@ -179,4 +180,4 @@ def test_junk_in_the_results_folder_is_no_finished_run(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(text)
         (tmp_path / name / "training_statistics.json").write_text('{"status": "finished"}')
-    assert train.finished_runs(tmp_path) == set()
+    assert run_folder.kept(tmp_path) == (set(), {})

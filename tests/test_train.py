@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import config
 import model_utils
 import quantum_circuits
+import run_folder
 import train
 
 
@@ -324,9 +325,17 @@ def test_an_unexpected_error_is_recorded_as_failed(tiny_flags, tmp_path, monkeyp
 
 
 def test_run_folders_never_collide(tmp_path, monkeypatch):
-    monkeypatch.setattr(train.time, "strftime", lambda pattern: "run_20260101_120000")
-    folders = [train.create_run_folder(tmp_path / "new" / "results") for _ in range(3)]
+    monkeypatch.setattr(run_folder.time, "strftime", lambda pattern: "20260101_120000")
+    folders = [run_folder.create(tmp_path / "new" / "results") for _ in range(3)]
     assert [folder.name for folder in folders] == [f"run_20260101_120000{end}" for end in ("", "_1", "_2")]
+
+
+def test_a_clock_set_back_leaves_the_last_run_the_latest(tmp_path, monkeypatch):
+    for second, name in (("20260101_120000", "run_20260101_120000"), ("20251231_235959", "run_20260101_120000_1")):
+        monkeypatch.setattr(run_folder.time, "strftime", lambda pattern, second=second: second)
+        folder = run_folder.create(tmp_path)
+        (folder / "config.json").touch()
+        assert folder.name == name and run_folder.most_recent(tmp_path) == folder
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch):
