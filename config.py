@@ -280,14 +280,19 @@ def quit_on_interrupt():
 
 
 def _quit(*_):
-    print("error: interrupted", file=sys.stderr, flush=True)
+    _complain("interrupted")
     os._exit(130)
 
 
 def exit_with(error, status=2):
     """End the script with an error the user can mend: one line, no traceback."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    _complain(error)
     sys.exit(status)
+
+
+def _complain(error):
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes say the same
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -8,6 +8,7 @@ import _thread
 import contextlib
 import datetime
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,8 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 BEAT = 1.0  # seconds between two signs of life
 DEAD = 5.0  # seconds of silence that tell who has died, once something has failed
-SILENCE = 30.0  # seconds of silence that end the run by themselves
-GRACE = 15.0  # seconds that a process gets to end by itself, then it is ended
+SILENCE = 20.0  # seconds of silence that end the run by themselves
+GRACE = 10.0  # seconds that a process gets to end by itself, then it is ended
+
+CONSEQUENCE = "another process is gone"
 
 _roll_call = None  # of the processes of this run, like the process group that torch.distributed keeps
 
@@ -30,12 +33,12 @@ class Lost(Exception):
 
 def rank():
     """This process's number, from 0; the first one writes."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return _roll_call.number if _roll_call else 0
 
 
 def size():
     """How many processes the run has."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return len(_roll_call.heard) + 1 if _roll_call else 1
 
 
 @contextlib.contextmanager
@@ -53,13 +56,16 @@ def together(use_cuda):
     # No time limit on waiting for each other, the first may write for minutes: the roll call ends what has died.
     backend, patience = "cpu:gloo,cuda:nccl" if use_cuda else "gloo", datetime.timedelta(days=30)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=patience)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the launcher's, where another process has failed
     try:
         with noticing_loss(), contextlib.redirect_stdout(sys.stdout if number == 0 else open(os.devnull, "w")):
             yield
         _roll_call.say("finished")
-    except (ValueError, OSError, Lost) as error:
-        tell(f"error: {' '.join(str(error).split())}")
-        sys.exit(2)
+    except (ValueError, OSError, Lost, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already, and has something to say
+        stopped = isinstance(error, KeyboardInterrupt)
+        tell("interrupted" if stopped else f"error: {' '.join(str(error).split())}")
+        sys.exit(130 if stopped else 2)
     except BaseException as error:
         _roll_call.say(f"{type(error).__name__}: {error}")
         raise
@@ -77,11 +83,18 @@ def share(items):
     return items[rank() :: size()]
 
 
-def parallel(model):
-    """The model to run forward: after backward, every weight's gradient is the sum over the processes."""
+def parallel(model, inputs):
+    """The model to run forward: after backward, every weight's gradient is the sum over the processes.
+
+    inputs: those of one example, to find out whether the model uses all of its weights.
+    """
     if size() == 1:
         return model
-    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    model.eval()  # draws no dropout
+    model(**inputs).logits.sum().backward()
+    uses_all = all(weight.grad is not None for weight in model.parameters() if weight.requires_grad)
+    model.zero_grad()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=not uses_all)
     wrapped.register_comm_hook(None, _add_gradients)
     return wrapped
 
@@ -162,7 +175,7 @@ def noticing_loss():
         words = ("gloo", "nccl", "connection", "socket", "store", "process group", "peer")
         by_library = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
         if by_library or (isinstance(error, KeyboardInterrupt) and _roll_call.silent):
-            raise Lost("another process is gone") from error
+            raise Lost(CONSEQUENCE) from error
         raise
 
 
@@ -209,7 +222,7 @@ class RollCall:
                 self.silent = missed[0]
                 _thread.interrupt_main()
                 if not self.over.wait(GRACE):  # waiting in a library for who is gone
-                    print(f"error: the process of rank {self.silent} does not answer", file=sys.stderr, flush=True)
+                    print(f"\nerror: the process of rank {self.silent} does not answer", file=sys.stderr, flush=True)
                     os._exit(1)
 
     def quiet(self, other):
@@ -228,23 +241,24 @@ class RollCall:
         is there to tell it."""
         self.say(reason)
         started, ends = time.monotonic(), {}
-        while len(ends) < len(self.heard) and time.monotonic() - started < GRACE:
+        while len(ends) < len(self.heard):
             for other in self.heard.keys() - ends.keys():
                 word = None
                 with contextlib.suppress(RuntimeError):
                     word = self.store.get(f"end {other}").decode() if self.store.check([f"end {other}"]) else None
-                if word is None and self.quiet(other) > DEAD:
+                if word is None and self.heard[other][1] > started + 2 * BEAT:
+                    word = "alive"  # waiting for this process, most likely
+                elif word is None and self.quiet(other) > DEAD:
                     word = "died"
                 if word is not None:
                     ends[other] = word
-                alive = word not in (None, "died") or self.heard[other][1] > started
-                if other < self.number and alive:
-                    return None
+                    if other < self.number and word != "died":
+                        return None
             time.sleep(0.1)
         for other, word in sorted(ends.items()):
             if word == "died":
                 return f"error: the process of rank {other} died"
         for other, word in sorted(ends.items()):
-            if word not in (reason, "finished", "error: another process is gone"):
+            if word != reason and word.removeprefix("error: ") not in ("alive", "finished", CONSEQUENCE):
                 return f"rank {other} ended: {word}" if word != "interrupted" else f"rank {other} was interrupted"
         return ""

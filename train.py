@@ -127,13 +127,14 @@ def run_once(settings, argv, keep_model=True, folder=None):
     processes.require_same(facts | {"model": environment["initial_weights_sha256"]})
     run = folder or processes.from_first(run_folder.create, results)
     with contextlib.ExitStack() as held:
-        state = None
         if processes.rank() == 0:
             held.enter_context(run_folder.alone(run))
+        held.enter_context(checkpoints.terminate_like_ctrl_c())
+        checkpoint = None
         if folder is not None:
-            environment, state = processes.from_first(go_on, folder, environment, settings)
+            environment, checkpoint = processes.from_first(go_on, folder, environment, settings)
         statistics = {"selected_weights": {name: weight.numel() for name, weight in weights.items()}}
-        status = "failed"
+        status, ending = "failed", None
         try:
             if processes.rank() == 0:
                 run_folder.write_json(run / "config.json", settings._asdict())
@@ -142,35 +143,35 @@ def run_once(settings, argv, keep_model=True, folder=None):
             announce(settings, run, device, data, weights, model_source, note)
             if isinstance(backend, devices.DeviceBackend):
                 backend.journal, backend.tags = devices.Journal(run / "jobs.jsonl"), [run.name]
-            with checkpoints.terminate_like_ctrl_c():
-                train(
-                    *(settings, run, model.to(device), tokenizer, train_set, eval_set, weights, backend, device, state),
-                )
+            sets = model.to(device), tokenizer, train_set, eval_set
+            train(settings, run, *sets, weights, backend, device, checkpoint)
             if processes.rank() == 0 and keep_model:
                 config.write_atomically(run / "model", lambda folder: save_model(folder, model, tokenizer))
             elif processes.rank() == 0:
                 shutil.rmtree(run / "checkpoint")
             status = "finished"
         except KeyboardInterrupt:
-            status = "interrupted"
-            processes.tell("interrupted", advice_to_resume(run))
-        except (devices.QuotaReached, processes.Lost) as reason:
-            status = "interrupted"
-            processes.tell(f"stopped: {reason}", advice_to_resume(run))
+            status, ending = "interrupted", "interrupted"
+        except devices.QuotaReached as reason:
+            status, ending = "interrupted", f"stopped: {reason}"
+        except processes.Lost as reason:
+            status, ending = "interrupted", str(reason)
         except FloatingPointError as error:
-            status = "diverged"
-            processes.tell(f"error: diverged: {error}")
+            status, ending = "diverged", f"error: diverged: {error}"
         except (UnusedWeight, devices.DeviceError, OSError) as error:  # a full disk, a folder gone: it cannot go on
-            processes.tell(f"error: {error}")
+            ending = f"error: {error}"
         except ValueError as error:
             if folder is None:  # settings and data were checked before
                 raise RuntimeError("a bug in the training loop, not in the settings") from error
             raise
         finally:
-            if processes.rank() == 0:
-                # What failed has been said; a full disk or a folder gone would only be said again.
-                with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
-                    sum_up(run, statistics | {"status": status})
+            with contextlib.suppress(KeyboardInterrupt), checkpoints.uninterrupted():
+                if ending:
+                    processes.tell(ending, advice_to_resume(run) if status == "interrupted" else "")
+                if processes.rank() == 0:
+                    # What failed has been said; a full disk or a folder gone would only be said again.
+                    with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
+                        sum_up(run, statistics | {"status": status})
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
@@ -190,7 +191,7 @@ def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend
     optimizer = make_optimizer(model, weights, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
     progress = start_or_resume(settings, model, optimizer, scheduler, checkpoint)
-    parallel = processes.parallel(model)
+    parallel = processes.parallel(model, model_utils.collate(tokenizer, train_set[:1], device)[0])
     first, position, evaluation = progress["step"] + 1, progress["position"], progress["evaluation"]
     model.train()
 
