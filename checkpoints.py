@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 import config
@@ -50,9 +51,10 @@ def save(run, model, optimizer, scheduler, progress):
 
     def write(folder):
         folder.mkdir()
-        save_model(model, str(folder / "model.safetensors"))
         state = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "progress": progress}
-        torch.save(state, folder / "training_state.pt")
+        with full_disk_is_an_os_error(folder):
+            save_model(model, str(folder / "model.safetensors"))
+            torch.save(state, folder / "training_state.pt")
         hashes = {name: sha256(folder / name) for name in FILES}
         (folder / "sha256.json").write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
 
@@ -110,6 +112,15 @@ def restore(state, model, optimizer, scheduler):
         group["lr"] = base * factor(scheduler.last_epoch)  # NUM_EPOCHS may have been raised
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
     return state["progress"]
+
+
+@contextlib.contextmanager
+def full_disk_is_an_os_error(folder):
+    """Give the errors of libraries that write files, which are of all kinds, the type of their cause."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise OSError(f"{folder.parent}: cannot be written: {error}") from error
 
 
 def sha256(path):

@@ -153,7 +153,7 @@ def load_study(argv=()):
         raise ValueError(f"{name} is missing from config.py: allowed is {_allowed(name)}")
     sweeps = {}
     flags = vars(_parser().parse_args(list(argv)))
-    flags.pop("resume", None)
+    flags = {name: text for name, text in flags.items() if name not in ("resume", "debug")}
     for flag, text in flags.items():
         name = flag.upper()
         parts = [part.strip() for part in text.split(",")]
@@ -177,7 +177,7 @@ def load_study(argv=()):
 
 def given_flags(argv):
     """The settings (lower-case names) that argv sets itself, as a frozenset."""
-    return frozenset(vars(_parser().parse_args(list(argv)))) - {"resume"}
+    return frozenset(vars(_parser().parse_args(list(argv)))) - {"resume", "debug"}
 
 
 def resumed_run(argv):
@@ -228,7 +228,7 @@ def write_atomically(path, write):
         raise
     finally:
         for leftover in (temporary, replaced):
-            if leftover.is_dir():
+            if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
@@ -256,14 +256,30 @@ def load_or_exit(argv):
 
 
 def run_as_script(main):
-    """Call main(argv) and exit with its status; what the user can mend, and Ctrl-C, become one line."""
+    """Call main(argv) and exit with its status. An error, or Ctrl-C, becomes one line; with --debug, a traceback."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if debugging(sys.argv):
+            raise
         exit_with(error)
-    except KeyboardInterrupt:
-        exit_with("interrupted", status=130)
+
+
+def debugging(argv):
+    """Whether the user asked for tracebacks."""
+    return "--debug" in argv
+
+
+def told(error):
+    """(line, exit status) for the user: 2 what he can mend (ValueError, OSError), 130 for Ctrl-C, 1 a bug."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "error: interrupted", 130
+    if isinstance(error, ValueError | OSError):
+        return f"error: {text}", 2
+    return f"error: {type(error).__name__}: {text}; --debug shows where", 1
 
 
 @contextlib.contextmanager
@@ -280,23 +296,28 @@ def quit_on_interrupt():
 
 
 def _quit(*_):
-    _complain("interrupted")
+    _complain("error: interrupted")
     os._exit(130)
 
 
-def exit_with(error, status=2):
-    """End the script with an error the user can mend: one line, no traceback."""
-    _complain(error)
+def exit_with(error):
+    """End the script with one line about an error, and its exit status."""
+    line, status = told(error)
+    _complain(line)
     sys.exit(status)
 
 
-def _complain(error):
+def _complain(line):
     if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes say the same
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are ValueErrors of one line, with the nearest flag."""
+    """An ArgumentParser whose complaints are ValueErrors of one line, with the nearest flag; it knows --debug."""
+
+    def __init__(self, **given):
+        super().__init__(**given)
+        self.add_argument("--debug", action="store_true", help="show where an error comes from")
 
     def error(self, message):
         flags = [word for word in message.split() if word.startswith("--")]
@@ -381,7 +402,8 @@ def _checked(name, value):
         valid = valid and len(value) == len(set(value)) and all(bounds[0] <= item <= bounds[1] for item in value)
         valid = (valid and (len(value) > 0 or "all" not in kind)) or ("all" in kind and value == "all")
     else:
-        valid = isinstance(value, str) and "\0" not in value and bool(value.strip() or "empty" in kind)
+        valid = isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)  # what no file could hold
+        valid = valid and bool(value.strip() or "empty" in kind)
     if valid and name == "BACKEND":
         valid = re.fullmatch(r"aer|ibm(:[\w.-]+)?|fake:\w+|generic:[1-9]\d{0,2}", value) is not None
     if valid and "regular expression" in kind:

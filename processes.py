@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import config
+
 BEAT = 1.0  # seconds between two signs of life
 DEAD = 5.0  # seconds of silence that tell who has died, once something has failed
 SILENCE = 20.0  # seconds of silence that end the run by themselves
@@ -45,7 +47,7 @@ def size():
 def together(use_cuda):
     """Join the processes that torchrun started, and leave them at the end; without torchrun, nothing.
 
-    What the user can mend (ValueError, OSError) is told by one process, for all of them.
+    An error is told by one process, for all of them.
     """
     global _roll_call
     if not dist.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1":
@@ -61,14 +63,13 @@ def together(use_cuda):
         with noticing_loss(), contextlib.redirect_stdout(sys.stdout if number == 0 else open(os.devnull, "w")):
             yield
         _roll_call.say("finished")
-    except (ValueError, OSError, Lost, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends already, and has something to say
-        stopped = isinstance(error, KeyboardInterrupt)
-        tell("interrupted" if stopped else f"error: {' '.join(str(error).split())}")
-        sys.exit(130 if stopped else 2)
-    except BaseException as error:
-        _roll_call.say(f"{type(error).__name__}: {error}")
-        raise
+        line, status = config.told(OSError(error) if isinstance(error, Lost) else error)
+        tell(line)
+        if config.debugging(sys.argv):
+            raise
+        sys.exit(status)
     finally:
         _roll_call.over.set()
         _roll_call = None
@@ -259,6 +260,7 @@ class RollCall:
             if word == "died":
                 return f"error: the process of rank {other} died"
         for other, word in sorted(ends.items()):
-            if word != reason and word.removeprefix("error: ") not in ("alive", "finished", CONSEQUENCE):
-                return f"rank {other} ended: {word}" if word != "interrupted" else f"rank {other} was interrupted"
+            said = word.removeprefix("error: ")
+            if word != reason and said not in ("alive", "finished") and CONSEQUENCE not in said:
+                return f"rank {other} was interrupted" if said == "interrupted" else f"rank {other} ended: {word}"
         return ""

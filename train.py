@@ -23,6 +23,7 @@ import shlex
 import shutil
 import subprocess
 import time
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,6 +41,14 @@ import run_folder
 
 IGNORED = -100  # label that cross_entropy leaves out
 PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy", "matplotlib", "tqdm")
+
+
+class UnusedWeight(Exception):
+    """A selected weight that the model does not use."""
+
+
+STOPS = (devices.QuotaReached, processes.Lost)  # what --resume can go on from
+FAILURES = (devices.DeviceError, UnusedWeight)
 
 
 def main(argv):
@@ -102,8 +111,8 @@ def run_once(settings, argv, keep_model=True, folder=None):
     keep_model=False: only the numbers stay. folder: the run to go on with; None begins a new one.
     """
     results = Path(os.path.expanduser(settings.results_dir))
-    if results.exists() and not results.is_dir():
-        raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: is a file, allowed is a folder")
+    if os.path.lexists(results) and not results.is_dir():
+        raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: is no folder, allowed is one, or a new name")
     given = config.given_flags(argv) if folder is None else frozenset(settings._fields)
     with config.quit_on_interrupt():
         device = choose_device(settings.device)
@@ -150,16 +159,10 @@ def run_once(settings, argv, keep_model=True, folder=None):
             elif processes.rank() == 0:
                 shutil.rmtree(run / "checkpoint")
             status = "finished"
-        except KeyboardInterrupt:
-            status, ending = "interrupted", "interrupted"
-        except devices.QuotaReached as reason:
-            status, ending = "interrupted", f"stopped: {reason}"
-        except processes.Lost as reason:
-            status, ending = "interrupted", str(reason)
-        except FloatingPointError as error:
-            status, ending = "diverged", f"error: diverged: {error}"
-        except (UnusedWeight, devices.DeviceError, OSError) as error:  # a full disk, a folder gone: it cannot go on
-            ending = f"error: {error}"
+        except (KeyboardInterrupt, FloatingPointError, OSError, *STOPS, *FAILURES) as error:
+            status, ending = how_it_ended(error)
+            if config.debugging(argv):
+                traceback.print_exc()
         except ValueError as error:
             if folder is None:  # settings and data were checked before
                 raise RuntimeError("a bug in the training loop, not in the settings") from error
@@ -173,6 +176,17 @@ def run_once(settings, argv, keep_model=True, folder=None):
                     with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
                         sum_up(run, statistics | {"status": status})
     return {"finished": 0, "interrupted": 130}.get(status, 1)
+
+
+def how_it_ended(error):
+    """(status of the run, line for the user)."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "interrupted"
+    if isinstance(error, STOPS):
+        return "interrupted", f"stopped: {error}"
+    if isinstance(error, FloatingPointError):
+        return "diverged", f"error: diverged: {error}"
+    return "failed", f"error: {error}"  # a full disk, a folder gone, a device that fails: it cannot go on
 
 
 def go_on(folder, environment, settings):
@@ -345,10 +359,6 @@ def require_finite(tensors):
             raise FloatingPointError(f"{name} is not finite")
 
 
-class UnusedWeight(Exception):
-    """A selected weight that the model does not use."""
-
-
 def selected_gradients(weights):
     """The gradients of the selected weights by name; UnusedWeight where the model does not use one of them."""
     for name, weight in weights.items():
@@ -507,8 +517,9 @@ def make_optimizer(model, weights, settings):
 
 
 def save_model(folder, model, tokenizer):
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with checkpoints.full_disk_is_an_os_error(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def describe_environment(argv, device, backend, model, model_source, data_source):

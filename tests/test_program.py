@@ -18,7 +18,7 @@ MODULES = {
     "devices": {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
     "checkpoints": {"config", "numpy", "torch", "safetensors"},
     "run_folder": {"config"},
-    "processes": {"torch"},
+    "processes": {"config", "torch"},
     "train": {
         *("config", "quantum_circuits", "devices", "checkpoints", "run_folder", "processes", "model_utils", "analyze"),
         *("torch", "tqdm"),

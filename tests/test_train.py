@@ -355,7 +355,7 @@ def test_refused_settings_leave_no_run_folder(tiny_flags, tmp_path):
             train.main([*tiny_flags, *flags])
     assert not (tmp_path / "results").exists()
     (tmp_path / "results").write_text("a file")
-    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*: is a file, allowed is a folder"):
+    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*: is no folder, allowed is one"):
         train.main(tiny_flags)
 
 

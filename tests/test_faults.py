@@ -1,0 +1,328 @@
+"""What goes wrong around a run: disks, folders, clocks, names, hostile files. One line each, nothing good is lost."""
+
+import errno
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import ROOT, run_script, write_tiny_data, write_tiny_model
+from test_checkpoints import LONG, Poison, only_run, stop_at
+
+import analyze
+import checkpoints
+import config
+import run_folder
+import train
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def one_error(err):
+    """The one line about an error on stderr, between progress bars; no traceback."""
+    assert "Traceback" not in err, err
+    (line,) = [line for line in err.replace("\r", "\n").splitlines() if "error: " in line]
+    return line
+
+
+# --- Disks
+
+
+@pytest.fixture
+def trained(tiny_flags, tmp_path, capsys):
+    """Flags, and the folder of a finished run with them."""
+    assert train.main(tiny_flags) == 0
+    capsys.readouterr()
+    return tiny_flags, only_run(tmp_path / "results")
+
+
+@pytest.mark.parametrize("limit", [100, 4_000, 20_000, 60_000])
+def test_a_full_disk_is_one_line(trained, limit):
+    """No file may grow beyond the limit, which to whoever writes is a full disk: of settings, metrics or a checkpoint."""
+    flags, good = trained
+    before = files_of(good)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *flags],
+        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120, "preexec_fn": small_files},
+    )
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in one_error(done.stderr) or "cannot be written" in one_error(done.stderr)
+    assert files_of(good) == before
+    for run in good.parent.glob("run_*"):
+        assert not list(run.rglob(".*")), "half-written files are left"
+
+
+def test_a_disk_that_fills_up_keeps_the_checkpoints_before(tiny_flags, tmp_path, monkeypatch, capsys):
+    real, saved = checkpoints.save_model, []
+
+    def save_model(*arguments):
+        saved.append(None)
+        if len(saved) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_model", save_model)
+        assert train.main([*tiny_flags, *LONG, "--num_epochs", "1"]) == 1
+    assert "No space left on device" in one_error(capsys.readouterr().err)
+    run = only_run(tmp_path / "results")
+    assert [folder.name for folder in sorted((run / "checkpoint").iterdir())] == ["step_00000002", "step_00000004"]
+    assert train.main(["--resume", str(run)]) == 0  # when there is room again
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tiny_flags, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o500)
+    place = locked if os.geteuid() else "/proc/results"  # root may write anywhere but there
+    status, _, err = run_script("train.py", *tiny_flags, "--results_dir", place)
+    assert status == 2 and str(place) in one_error(err)
+
+
+def test_a_run_folder_deleted_meanwhile_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
+    real = train.measure_gradients
+
+    def measure(gradients, backend, settings, step):
+        if step == 3:
+            shutil.rmtree(only_run(tmp_path / "results"))
+        return real(gradients, backend, settings, step)
+
+    monkeypatch.setattr(train, "measure_gradients", measure)
+    assert train.main([*tiny_flags, *LONG]) == 1
+    assert "the run folder is gone" in one_error(capsys.readouterr().err)
+    assert not any((tmp_path / "results").iterdir())
+
+
+# --- Clocks and names
+
+
+def test_a_clock_that_steps_back_during_a_run_changes_nothing(tiny_flags, tmp_path, monkeypatch):
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
+    assert train.main(tiny_flags) == 0
+    assert run_folder.read(only_run(tmp_path / "results"))["statistics"]["seconds_per_step"] > 0
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path):
+    folders, together = [], threading.Barrier(8)
+
+    def create():
+        together.wait()
+        folders.extend(run_folder.create(tmp_path) for _ in range(5))
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(folders)) == 40 == len(list(tmp_path.iterdir()))
+
+
+def test_unicode_and_spaces_in_every_path(tmp_path):
+    place = tmp_path / "été 雪 ☃ $x$ <b>&'"
+    model, data = write_tiny_model(place / "mo del"), write_tiny_data(place / "daten ü")
+    flags = [
+        "--model_name",
+        model,
+        "--dataset_name",
+        data,
+        "--train_size",
+        "8",
+        "--eval_size",
+        "8",
+        "--max_length",
+        "32",
+    ]
+    results = place / "résultats"
+    status, out, err = run_script("train.py", *flags, "--num_epochs", "1", "--results_dir", results, cwd=place)
+    assert status == 0, err
+    run = only_run(results)
+    assert str(run) in out and json.loads((run / "config.json").read_text("utf-8"))["model_name"] == str(model)
+    status, _, err = run_script("train.py", "--resume", run, "--num_epochs", "2", PYTHONIOENCODING="ascii")
+    assert status == 0, err
+    for target in ([run], [results]):
+        status, _, err = run_script("analyze.py", *target, PYTHONIOENCODING="ascii")
+        assert status == 0 and "Traceback" not in err, err
+    assert (results / "analysis" / "report.html").is_file()
+
+
+def test_the_advice_to_resume_can_be_pasted(tiny_flags, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 2)
+    assert train.main([*tiny_flags, "--results_dir", str(tmp_path / "my results")]) == 130
+    assert f"python train.py --resume '{only_run(tmp_path / 'my results')}'" in capsys.readouterr().err
+
+
+def test_symlinks_are_followed_and_never_emptied(tiny_flags, tmp_path, capsys):
+    real = tmp_path / "elsewhere"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    assert train.main([*tiny_flags, "--results_dir", str(tmp_path / "link")]) == 0
+    run = only_run(real)
+    # The model folder and the oldest checkpoint are links: what they point to stays.
+    kept = shutil.move(run / "model", tmp_path / "kept model")
+    (run / "model").symlink_to(kept)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("data")
+    (run / "checkpoint" / "step_00000001").symlink_to(outside)
+    before = files_of(kept) | files_of(outside)
+    assert train.main(["--resume", str(tmp_path / "link" / run.name), "--num_epochs", "3"]) == 0
+    assert files_of(kept) | files_of(outside) == before and not (run / "model").is_symlink()
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': is no folder"):
+        train.main([*tiny_flags, "--results_dir", str(dangling)])
+
+
+# --- Junk and hostile files
+
+
+def test_a_results_folder_full_of_junk(trained, capsys):
+    flags, run = trained
+    results = run.parent
+    for name in ("run_", "run_x", "run_20260101", "run_99999999_999999_x", "run_²0260101_120000"):
+        (results / name).mkdir()
+    (results / "run_20990101_000000").write_text("a file")
+    (results / "run_20990101_000001").symlink_to(results / "nowhere")
+    (results / "run_20990101_000002").symlink_to(results / "run_20990101_000002")  # a loop
+    os.mkfifo(results / "run_20990101_000003")
+    (results / ".run_20990101_000004").mkdir()
+    os.mkdir(os.fsencode(results) + b"/run_20990101_00000\xff")
+    for name, content in (("old", '{"lr": 0.1}'), ("torn", '{"batch_size": '), ("binary", "\0\1\2"), ("list", "[[]]")):
+        (results / f"run_20250101_{name}").mkdir()
+        for file in ("config.json", "environment.json", "training_statistics.json"):
+            (results / f"run_20250101_{name}" / file).write_text(content)
+    before = files_of(results)
+    assert run_folder.most_recent(results, "checkpoint") == run
+    status, _, err = run_script("analyze.py", results)
+    assert status == 0 and "Traceback" not in err and (results / "analysis" / "report.html").is_file(), err
+    skipped = [line for line in err.splitlines() if line.startswith("skipped")]
+    assert len(skipped) >= 10 and any("run_20250101_old: config.json lacks" in line for line in skipped)
+    assert train.main([*flags, "--update_rules", "quantum,classical"]) == 0
+    assert "2 runs, 1 of them finished before" in capsys.readouterr().out
+    assert {path: content for path, content in files_of(results).items() if path in before} == before
+
+
+@pytest.mark.parametrize("missing", ["config.json", "environment.json", "training_statistics.json", "metrics.csv"])
+def test_analyze_skips_a_broken_run_and_goes_on(trained, tmp_path, capsys, missing):
+    _, run = trained
+    broken = shutil.copytree(run, run.parent / "run_20200101_000000")
+    (broken / missing).unlink()
+    assert analyze.main([str(broken), str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert f"skipped {broken}: {missing} cannot be read" in err and str(run / "analysis" / "training_curves.png") in out
+    assert analyze.main([str(run.parent)]) == 0
+    assert f"skipped {broken}" in capsys.readouterr().err
+
+
+def truncate(model):
+    content = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def empty(model):
+    (model / "model.safetensors").write_bytes(b"")
+
+
+def poison(model):
+    (model / "model.safetensors").unlink()
+    (model / "pytorch_model.bin").write_bytes(pickle.dumps(Poison()))
+
+
+def bring_code(model):
+    """A model type nobody knows, whose code comes along."""
+    settings = json.loads((model / "config.json").read_text())
+    settings |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Model"}}
+    (model / "config.json").write_text(json.dumps(settings))
+    (model / "evil.py").write_text("print('POISON RAN')\n")
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, poison, bring_code])
+def test_a_broken_or_hostile_model_is_one_line(tiny_flags, tiny_model, tmp_path, damage):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    damage(model)
+    status, out, err = run_script("train.py", *tiny_flags, "--model_name", model)
+    assert status == 2 and f"MODEL_NAME = '{model}': cannot be loaded" in one_error(err)
+    assert "POISON RAN" not in out + err and not (tmp_path / "results").exists()
+
+
+def test_no_code_of_a_model_is_ever_trusted():
+    for path in ROOT.glob("**/*.py"):
+        assert "trust_" + "remote_code" not in path.read_text(encoding="utf-8"), path
+
+
+def test_reports_escape_what_comes_from_data(trained, tmp_path):
+    """Names of models and data, which the title, the captions and the tables show."""
+    _, run = trained
+    tag = "<script>alert(1)</script>|[x](http://x)"
+    settings = json.loads((run / "config.json").read_text())
+    settings |= {"dataset_name": tag, "label_column": tag, "attention_pattern": tag}
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"] |= {"kind": "hub", "id": tag}
+    environment["model"] |= {"path": f"/{tag}"}
+    environment |= {"git_commit": "<i>", "packages": {tag: tag}, "initial_weights_sha256": "<b>"}
+    (run / "config.json").write_text(json.dumps(settings))
+    (run / "environment.json").write_text(json.dumps(environment))
+    assert analyze.main([str(run.parent)]) == 0
+    page = (run.parent / "analysis" / "report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page and "<i>" not in page and "<b>" not in page
+
+
+# --- Tracebacks
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport config\n"
+        "def main(argv):\n    raise {'KeyError': KeyError, 'ValueError': ValueError}[argv[0]]('why')\n"
+        "config.run_as_script(main)\n"
+    )
+    for kind, status, line in (
+        ("KeyError", 1, "error: KeyError: 'why'; --debug shows where"),
+        ("ValueError", 2, "error: why"),
+    ):
+        done = subprocess.run([sys.executable, script, kind], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr.strip()) == (status, line)
+        done = subprocess.run([sys.executable, script, kind, "--debug"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1 and "Traceback" in done.stderr and "in main" in done.stderr
+
+
+def test_debug_shows_where_a_run_failed(tiny_flags, monkeypatch, capsys):
+    stop_at(monkeypatch, 2, OSError("the disk is on fire"))
+    assert train.main([*tiny_flags, "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "error: the disk is on fire" in err
+
+
+def test_text_that_no_file_can_hold_is_refused():
+    for text in ("a\0b", "run_\udcff"):
+        with pytest.raises(ValueError, match=r"RESULTS_DIR = .*: allowed is text"):
+            config.load(["--results_dir", text])
+
+
+def test_out_of_memory_while_loading_is_no_damaged_checkpoint(tiny_flags, tmp_path, monkeypatch, capsys):
+    assert train.main([*tiny_flags, *LONG, "--num_epochs", "1"]) == 0
+    run = only_run(tmp_path / "results")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checkpoints, "load_model", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        train.main(["--resume", str(run), "--num_epochs", "2"])
+    assert "damaged" not in capsys.readouterr().err
