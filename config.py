@@ -20,6 +20,7 @@ from pathlib import Path
 
 # --- Model
 MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id, local folder, or "embedded"
+MODEL_REVISION = ""  # commit, tag or branch of a hub model, as environment.json records it; "" = the newest
 NUM_LABELS = 2  # number of classes; labels are 0 .. NUM_LABELS - 1
 ATTENTION_LAYERS = [0]  # layers whose attention weights (q, k, v, out) are selected, from 0; "all" for every layer
 ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in place of ATTENTION_LAYERS; "" = off
@@ -27,6 +28,7 @@ ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in plac
 # --- Data
 DATASET_NAME = "glue"  # "glue", a hub id, "embedded", or a local folder or file (.tsv, .csv, .jsonl, .parquet)
 DATASET_CONFIG = "sst2"  # GLUE task or configuration of a hub data set; "" = none; local data ignore it
+DATASET_REVISION = ""  # commit, tag or branch of a hub data set, as environment.json records it; "" = the newest
 TEXT_COLUMNS = []  # one or two columns of text; [] = those of the GLUE task, else the one named sentence or text
 LABEL_COLUMN = "label"  # column of the labels
 TRAIN_SIZE = 100  # training examples, drawn with SEED; 0 = all of them
@@ -78,11 +80,13 @@ _RULES = ("quantum", "independent", "exact", "classical", "frozen")
 # What is allowed: (kind, lowest, highest), or (kind, value, value, ...), or (kind,).
 _LIMITS = {
     "MODEL_NAME": ("text",),
+    "MODEL_REVISION": ("text or empty",),
     "NUM_LABELS": ("a whole number", 2, 1000),
     "ATTENTION_LAYERS": ('"all" or a list of whole numbers', 0, 999),
     "ATTENTION_PATTERN": ("a regular expression or empty",),
     "DATASET_NAME": ("text",),
     "DATASET_CONFIG": ("text or empty",),
+    "DATASET_REVISION": ("text or empty",),
     "TEXT_COLUMNS": ("a list of texts", 0, 2),
     "LABEL_COLUMN": ("text",),
     "TRAIN_SIZE": ("a whole number", 0, 10**9),
@@ -222,9 +226,11 @@ def write_atomically(path, write):
             path.rename(replaced)
         os.replace(temporary, path)
         _sync(path.parent, deep=False)
-    except BaseException:
+    except BaseException as error:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # of a full disk, which does not say
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         for leftover in (temporary, replaced):
@@ -323,7 +329,7 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [word for word in message.split() if word.startswith("--")]
         known = self._option_string_actions
         hint = _nearest(flags[0], known) if flags and flags[0].rstrip(":") not in known else ""
-        raise ValueError(f"{message}{hint}; --help lists what is allowed")
+        raise ValueError(f"{' '.join(message.split())}{hint}; --help lists what is allowed")
 
 
 def _parser():
@@ -337,7 +343,7 @@ def _parser():
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest")
     for name in _LIMITS:
         default = globals().get(name)
-        meaning = f"{meanings.get(name, '')} [default: {json.dumps(default, default=str)}; {_allowed(name)}]"
+        meaning = f"{meanings.get(name, '')} [default: {default!r}; {_allowed(name)}]"
         parser.add_argument(f"--{name.lower()}", metavar="VALUE", help=meaning.replace("%", "%%"))
     return parser
 

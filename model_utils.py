@@ -138,7 +138,7 @@ def load_data(settings):
     elif is_local(name):
         train, evaluation, source = read_local(Path(os.path.expanduser(name)), settings.seed)
     else:
-        train, evaluation, source = read_hub(name, settings.dataset_config)
+        train, evaluation, source = read_hub(name, settings.dataset_config, settings.dataset_revision)
     columns = text_columns(settings, train.columns)
     drawn = [draw_examples(train, columns, settings, "TRAIN_SIZE")]
     drawn.append(draw_examples(evaluation, columns, settings, "EVAL_SIZE"))
@@ -247,15 +247,18 @@ def read_table(path):
     return Table(rows, list(rows[0]), str(path), list(range(len(rows))))
 
 
-def read_hub(name, config):
-    """(training Table, evaluation Table, source) of a hub data set; OutOfReach where it cannot be had."""
+def read_hub(name, config, revision=""):
+    """(training Table, evaluation Table, source) of a hub data set; OutOfReach where it cannot be had.
+
+    source["revision"] is the commit that the revision, "" for the newest, stands for.
+    """
     hub_id = HUB_IDS.get(name, name)
-    problem = hub_problem(f"datasets/{hub_id}/resolve/main/README.md")
+    problem = hub_problem(f"datasets/{hub_id}/resolve/{revision or 'main'}/README.md")
     import datasets
 
     datasets.utils.logging.set_verbosity_error()
     try:
-        splits = datasets.load_dataset(hub_id, config or None)
+        splits = datasets.load_dataset(hub_id, config or None, revision=revision or None)
     except Exception as error:  # the hub's libraries raise many kinds; each means that the data cannot be had
         why = hub_reason(error, problem)
         raise OutOfReach(f"DATASET_NAME = {name!r}, DATASET_CONFIG = {config!r}: {why}") from error
@@ -269,8 +272,8 @@ def read_hub(name, config):
         rows = splits[split]
         tables.append(Table(rows, rows.column_names, f"{name} {split}", list(range(len(rows)))))
     files = splits["train"].cache_files  # the cache names a folder by the commit of the hub
-    revision = Path(files[0]["filename"]).parent.name if files else None
-    return *tables, {"kind": "hub", "id": hub_id, "revision": revision, "config": config, "evaluation": evaluation}
+    commit = Path(files[0]["filename"]).parent.name if files else None
+    return *tables, {"kind": "hub", "id": hub_id, "revision": commit, "config": config, "evaluation": evaluation}
 
 
 def text_columns(settings, columns):
@@ -356,7 +359,8 @@ def load_model(settings):
     path = str(EMBEDDED / "model" if embedded else Path(os.path.expanduser(name))) if local else name
     if local and not Path(path).is_dir():
         raise ValueError(f"MODEL_NAME = {name!r}: no such folder")
-    problem = "" if local else hub_problem(f"{name}/resolve/main/config.json")
+    revision = "main" if local else settings.model_revision or "main"
+    problem = "" if local else hub_problem(f"{name}/resolve/{revision}/config.json")
     import huggingface_hub
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
@@ -365,16 +369,16 @@ def load_model(settings):
     logging.disable_progress_bar()
     if not local:
         huggingface_hub.utils.enable_progress_bars()  # of downloads: the weights are hundreds of megabytes
-    offline = local or bool(problem)
+    where = {"local_files_only": local or bool(problem), "revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=offline)
-        own_head = AutoConfig.from_pretrained(path, local_files_only=offline)
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+        own_head = AutoConfig.from_pretrained(path, **where)
         torch.manual_seed(settings.seed)  # the head is drawn from the global random state
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=settings.num_labels,
             dtype=torch.float32,
-            local_files_only=offline,
+            **where,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, in one line
         )
@@ -394,9 +398,10 @@ def load_model(settings):
     if local:
         source = {"kind": kind, "path": str(Path(path).resolve())}
     else:
-        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")  # in a folder named by the commit
-        revision = Path(cached).parent.name if isinstance(cached, str) else None
-        source = {"kind": kind, "id": name, "revision": revision}
+        # In a folder named by the commit that the revision stands for.
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
+        commit = Path(cached).parent.name if isinstance(cached, str) else None
+        source = {"kind": kind, "id": name, "revision": commit}
     fresh = sorted(loaded["missing_keys"])
     return model, tokenizer, source | {"parameters": sum(p.numel() for p in model.parameters()), "fresh_weights": fresh}
 

@@ -72,7 +72,10 @@ def write_json(path, content):
 def write_row(metrics, file, row):
     """A row of metrics.csv, on its way to the disk before the next step begins."""
     metrics.writerow({name: f"{value:.9g}" if isinstance(value, float) else value for name, value in row.items()})
-    file.flush()
+    try:
+        file.flush()
+    except OSError as error:  # a full disk does not say which file
+        raise OSError(error.errno, error.strerror, file.name) from None
 
 
 @contextlib.contextmanager

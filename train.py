@@ -445,10 +445,11 @@ def load_or_stand_in(settings, given):
     himself (`given`: the settings on the command line; or another name in config.py) is never swapped: OutOfReach.
     """
     named = (settings.dataset_name, settings.dataset_config)
+    named_by_user = given & {"dataset_name", "dataset_config"} or settings.dataset_revision
     try:
         data = model_utils.load_data(settings)
     except model_utils.OutOfReach as why:
-        if named != model_utils.PUBLISHED_DATA or given & {"dataset_name", "dataset_config"}:
+        if named != model_utils.PUBLISHED_DATA or named_by_user:
             raise
         warn(f"the embedded sentences stand in for {' '.join(named)}: {why}")
         settings = settings._replace(dataset_name="embedded", dataset_config="")
@@ -459,7 +460,7 @@ def load_or_stand_in(settings, given):
     try:
         model, tokenizer, source = model_utils.load_model(settings)
     except model_utils.OutOfReach as why:
-        if settings.model_name != model_utils.PUBLISHED_MODEL or "model_name" in given:
+        if settings.model_name != model_utils.PUBLISHED_MODEL or "model_name" in given or settings.model_revision:
             raise
         warn(f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run: {why}")
         stands_in_for = {"stands_in_for": settings.model_name}
@@ -530,7 +531,7 @@ def describe_environment(argv, device, backend, model, model_source, data_source
     digest = hashed.hexdigest()
 
     def git(*words):
-        command = ["git", "-C", str(Path(__file__).parent), *words]
+        command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *words]
         try:
             return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):

@@ -5,11 +5,15 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 import torch
+from conftest import ROOT, write_tiny_model
+from safetensors.torch import load_file, save_file
 
 import config
 import model_utils
@@ -216,17 +220,18 @@ def test_hub_data_goes_through_the_same_door(monkeypatch):
 
     asked = []
 
-    def load_dataset(name, config_name):
-        asked.append((name, config_name))
+    def load_dataset(name, config_name, revision):
+        asked.append((name, config_name, revision))
         rows = [{"question1": f"q{i}", "question2": f"r{i}", "label": i % 2, "idx": i} for i in range(30)]
         split = datasets.Dataset.from_list(rows)
         return datasets.DatasetDict(train=split, validation=split.select(range(10)), test=split)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(model_utils, "hub_problem", lambda path: "")
-    settings = config.load(["--dataset_config", "qqp", "--train_size", "8", "--eval_size", "0"])
-    data = model_utils.load_data(settings)
-    assert asked == [("nyu-mll/glue", "qqp")]
+    flags = ["--dataset_config", "qqp", "--train_size", "8", "--eval_size", "0"]
+    data = model_utils.load_data(config.load(flags))
+    model_utils.load_data(config.load([*flags, "--dataset_revision", "v1"]))
+    assert asked == [("nyu-mll/glue", "qqp", None), ("nyu-mll/glue", "qqp", "v1")]
     assert len(data.train) == 8 and len(data.evaluation) == 10 and data.source["evaluation"] == "validation"
     assert all(e.pair == e.text.replace("q", "r") for e in data.train)
 
@@ -342,6 +347,31 @@ def test_a_head_for_other_classes_is_refused_and_a_head_of_its_own_is_kept(tiny_
     assert torch.equal(again.classifier.weight, model.classifier.weight) and source["fresh_weights"] == []
     with pytest.raises(ValueError, match=r"NUM_LABELS = 3: the head of .* has 2"):
         model_utils.load_model(tiny_settings(tmp_path / "own", tiny_data)._replace(num_labels=3))
+
+
+def test_a_revision_of_a_hub_model_is_taken_and_its_commit_recorded(tmp_path):
+    """From a cache as the hub's library lays it out: two commits, the newest and one with a tag."""
+    cache = tmp_path / "hub" / "models--someone--tiny"
+    (cache / "refs").mkdir(parents=True)
+    for name, commit, value in (("main", "a" * 40, 0.0), ("v1", "b" * 40, 1.0)):
+        folder = write_tiny_model(cache / "snapshots" / commit)
+        weights = {
+            key: torch.full_like(weight, value) for key, weight in load_file(folder / "model.safetensors").items()
+        }
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        (cache / "refs" / name).write_text(commit)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport config, model_utils\n"
+        "for revision in ('', 'v1', 'b' * 40):\n"
+        "    flags = ['--model_name', 'someone/tiny', '--model_revision', revision, '--max_length', '32']\n"
+        "    model, _, source = model_utils.load_model(config.load(flags))\n"
+        "    print(source['revision'], next(model.parameters()).mean().item())\n"
+        "model_utils.load_model(config.load([*flags[:2], '--model_revision', 'v2', *flags[4:]]))\n"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout.split() == ["a" * 40, "0.0", "b" * 40, "1.0", "b" * 40, "1.0"], done.stderr
+    assert "OutOfReach: MODEL_NAME = 'someone/tiny': cannot be loaded: HF_HUB_OFFLINE is set" in done.stderr
 
 
 def test_longest_inputs_of_each_family():
