@@ -15,8 +15,8 @@ Bit order is little-endian throughout: qubit i is bit i of an outcome and carrie
 """
 
 import math
-import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -260,7 +260,7 @@ class AerBackend:
         self.batch = max(self.block, STREAM_GROUPS)
         self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
         self.start, self.steps = compile_batched(ansatz)
-        self.thread = threading.local()  # one AerState per thread: building it costs a tenth of a block's simulation
+        self.registers = []  # that no thread is using at the moment
 
     def probabilities(self, theta):
         """Exact outcome distributions, float64 (groups, 2^n), for angles theta, float64 (groups, n), radians."""
@@ -272,14 +272,14 @@ class AerBackend:
         groups, n = theta.shape
         angles = np.zeros((n, self.block))
         angles[:, :groups] = theta.T
-        # Taken out while in use: what an exception leaves half done is not used again.
-        state = self.thread.__dict__.pop("state", None)
-        if state is None:
-            # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
-            state = AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
-        # Amplitudes lack the factor of the superposition, which the normalisation below would take out again. A copy,
-        # since Aer frees memory it was lent when an exception, Ctrl-C for one, ends this function midway.
-        state.initialize(np.repeat(self.start, self.block), copy=True)
+        try:  # taken out while in use: what an exception leaves half done is not used again
+            state, amplitudes = self.registers.pop()
+        except IndexError:
+            state, amplitudes = self.new_register()
+        # Amplitudes lack the factor of the superposition, which the normalisation below would take out again.
+        amplitudes[:] = np.repeat(self.start, self.block)
+        if self.device != "CPU":
+            state.initialize(amplitudes, copy=True)
         for qubits, gate, rotation in self.steps:
             data = [len(self.address) + qubit for qubit in qubits]
             if rotation is not None:
@@ -290,12 +290,27 @@ class AerBackend:
             else:
                 state.apply_unitary(data, gate)
         state.flush()
-        final = state.move_to_ndarray()
+        final = amplitudes if self.device == "CPU" else state.move_to_ndarray()
         distribution = (final.real**2 + final.imag**2).reshape(2**n, self.block)[:, :groups]
-        state.close()
-        state.renew()
-        self.thread.state = state
+        if self.device != "CPU":
+            state.close()
+            state.renew()
+        self.registers.append((state, amplitudes))
         return np.ascontiguousarray((distribution / distribution.sum(axis=0)).T)
+
+    def new_register(self):
+        """(state, amplitudes): an AerState, and the array, complex (2^n * block,), that it computes in on a CPU.
+
+        Lent once and written anew for each block: Aer leaks 64 bytes whenever a state is initialized.
+        """
+        # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
+        state = AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
+        amplitudes = np.zeros(self.block * len(self.start), dtype=complex)
+        if self.device == "CPU":
+            state.initialize(amplitudes, copy=False)
+            # Taken back before Aer would free what is not its own.
+            weakref.finalize(self, state.move_to_ndarray)
+        return state, amplitudes
 
     def measure(self, theta, shots, seed, first=0):
         """Measured means e = (ones - zeros) / shots, float64 (groups, n).

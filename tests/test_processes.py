@@ -178,7 +178,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_two_machines_go_on_with(flags, tmp_path
     [
         ("sys.argv += ['--dataset_name', './none']", "rank 1 ended: error: DATASET_NAME = 'none': no such file"),
         ("sys.argv += ['--seed', '7']", "error: settings of rank 1"),
-        ("train.load_or_stand_in = lambda *given: 1 / 0", "rank 1 ended: ZeroDivisionError: division by zero"),
+        ("train.load_or_stand_in = lambda *given: 1 / 0", "rank 1 ended: error: ZeroDivisionError: division by zero"),
     ],
 )
 def test_what_goes_wrong_in_one_process_is_told_once(flags, tmp_path, change, message):

@@ -127,6 +127,8 @@ def test_readme_commands_exist():
     assert any(command.startswith("python train.py") for command in commands)
     for command in commands:
         words = shlex.split(command)
+        if words[0] == "torchrun":
+            config.load_study(words[words.index("train.py") + 1 :])
         if words[0] == "python" and words[1] != "-m":
             assert (ROOT / words[1]).is_file(), command
             if words[1] in ("train.py", "quantum_circuits.py"):

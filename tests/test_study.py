@@ -158,7 +158,7 @@ def test_one_failed_run_does_not_lose_the_others_and_is_tried_again(tiny_flags, 
     assert "4 runs, 2 of them finished before" in capsys.readouterr().out
 
 
-def test_an_interrupted_study_stops_and_goes_on(tiny_flags, monkeypatch, capsys):
+def test_an_interrupted_study_stops_and_goes_on(tiny_flags, tmp_path, monkeypatch, capsys):
     real, count = train.step_weights, [0]
 
     def stop_once(*args):
@@ -173,6 +173,12 @@ def test_an_interrupted_study_stops_and_goes_on(tiny_flags, monkeypatch, capsys)
     assert "the same command goes on" in capsys.readouterr().out
     assert train.main(study) == 0
     assert "4 runs, 1 of them finished before" in capsys.readouterr().out
+    found = [json.loads(path.read_text()) for path in sorted((tmp_path / "results").glob("run_*/environment.json"))]
+    assert ["resumed" in environment for environment in found] == [False, True, False, False]
+    statistics = [
+        json.loads(path.read_text()) for path in (tmp_path / "results").glob("run_*/training_statistics.json")
+    ]
+    assert {(one["status"], one["steps"]) for one in statistics} == {("finished", 3)}
 
 
 def test_junk_in_the_results_folder_is_no_finished_run(tmp_path):
