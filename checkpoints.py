@@ -62,10 +62,16 @@ def save(run, model, optimizer, scheduler, progress):
         raise FileNotFoundError(f"{run}: the run folder is gone")
     folder = run / "checkpoint"
     folder.mkdir(exist_ok=True)
+    config.sync(run / "metrics.csv")  # the checkpoint counts on it
     with uninterrupted():
         config.write_atomically(folder / f"step_{progress['step']:08d}", write)
-        for old in sorted(folder.glob("step_*"))[:-2]:
+        for old in [*saved(run)[:-2], *folder.glob(".step_*")]:  # and what a killed process left half written
             shutil.rmtree(old, ignore_errors=True)
+
+
+def saved(run):
+    """The checkpoint folders of a run, oldest first."""
+    return sorted((run / "checkpoint").glob("step_" + 8 * "[0-9]"))
 
 
 def load(run):
@@ -73,7 +79,7 @@ def load(run):
 
     One that is incomplete or damaged is passed over with a line that says so. Raises ValueError where none is left.
     """
-    for folder in sorted((run / "checkpoint").glob("step_*"), reverse=True):
+    for folder in reversed(saved(run)):
         try:
             hashes = json.loads((folder / "sha256.json").read_text(encoding="utf-8"))
             for name in FILES:
@@ -104,9 +110,9 @@ def restore(state, model, optimizer, scheduler):
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         restore_random_state(state["progress"]["random"])
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # as various as in `load`
         raise ValueError(f"{state['model'].parent}: not a checkpoint of this run: {error}") from None
     for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
         group["lr"] = base * factor(scheduler.last_epoch)  # NUM_EPOCHS may have been raised

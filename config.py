@@ -221,11 +221,11 @@ def write_atomically(path, write):
     replaced = path.with_name(f".{path.stem}.old{os.getpid()}{path.suffix}")
     try:
         write(temporary)
-        _sync(temporary)
+        sync(temporary)
         if path.is_dir():
             path.rename(replaced)
         os.replace(temporary, path)
-        _sync(path.parent, deep=False)
+        sync(path.parent, deep=False)
     except BaseException as error:
         if replaced.exists() and not path.exists():
             replaced.rename(path)
@@ -240,7 +240,7 @@ def write_atomically(path, write):
                 leftover.unlink(missing_ok=True)
 
 
-def _sync(path, deep=True):
+def sync(path, deep=True):
     """Have the system write a file, or a folder and what is in it, to the disk."""
     inside = [entry for entry in path.rglob("*") if entry.is_file()] if deep and path.is_dir() else []
     for entry in [*inside, path]:
@@ -254,7 +254,7 @@ def _sync(path, deep=True):
 
 def load_or_exit(argv):
     """`load_study`, for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
-    signal.signal(signal.SIGINT, _quit)
+    signal.signal(signal.SIGINT, quit_at_once)
     try:
         return load_study(argv)
     except ValueError as error:
@@ -294,14 +294,15 @@ def quit_on_interrupt():
 
     Libraries catch KeyboardInterrupt and SystemExit halfway through an import and go on with half a module.
     """
-    before = signal.signal(signal.SIGINT, _quit)
+    before = signal.signal(signal.SIGINT, quit_at_once)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _quit(*_):
+def quit_at_once(*_):
+    """Handler of Ctrl-C while nothing would be lost."""
     _complain("error: interrupted")
     os._exit(130)
 

@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import config
 
-BEAT = 1.0  # seconds between two signs of life
+BEAT = 0.5  # seconds between two signs of life
 DEAD = 5.0  # seconds of silence that tell who has died, once something has failed
 SILENCE = 20.0  # seconds of silence that end the run by themselves
+START = 600.0  # the same before the first sign of life: imports may be slow
 GRACE = 10.0  # seconds that a process gets to end by itself, then it is ended
 
 CONSEQUENCE = "another process is gone"
@@ -125,6 +126,19 @@ def add_up(tensor):
     return tensor
 
 
+@contextlib.contextmanager
+def diverging_together():
+    """A FloatingPointError of the block in one process is one in all of them."""
+    error = None
+    try:
+        yield
+    except FloatingPointError as own:
+        error = own
+    (failures,) = total(int(error is not None))
+    if failures:
+        raise error or FloatingPointError("the share of another process is not finite")
+
+
 def draw_own_dropout(seed, step):
     """Let every process but the first draw the dropout of a step from a random stream of its own.
 
@@ -173,11 +187,20 @@ def noticing_loss():
     except (RuntimeError, KeyboardInterrupt) as error:
         if _roll_call is None:
             raise
-        words = ("gloo", "nccl", "connection", "socket", "store", "process group", "peer")
-        by_library = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-        if by_library or (isinstance(error, KeyboardInterrupt) and _roll_call.silent):
-            raise Lost(CONSEQUENCE) from error
-        raise
+        words = ("gloo", "nccl", "connection closed", "connection reset")
+        by_library = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+        if isinstance(error, KeyboardInterrupt) and _roll_call.silent is None:
+            raise
+        if isinstance(error, RuntimeError) and not by_library:
+            raise
+        _roll_call.noticed.set()
+        raise Lost(f"{CONSEQUENCE}: {str(error)[:200]}" if str(error) else CONSEQUENCE) from error
+
+
+def print_once(line):
+    """Say on stderr what all processes have come to."""
+    if rank() == 0:
+        print(line, file=sys.stderr)
 
 
 def tell(line, advice=""):
@@ -196,35 +219,47 @@ def tell(line, advice=""):
 class RollCall:
     """Who is still there, by a sign of life that every process writes each BEAT into the store they share.
 
-    over: Event that ends it. silent: the rank whose silence ended the run, or None.
+    over: Event that ends it. silent: the rank whose silence ended the run, or None. noticed: Event, once the main
+    thread knows of that.
     """
 
     def __init__(self, store, number, count):
-        self.store, self.number, self.over, self.silent, self.said = store, number, threading.Event(), None, False
+        self.store, self.number, self.silent, self.said = store, number, None, False
+        self.over, self.noticed = threading.Event(), threading.Event()
         self.heard = {other: (b"", time.monotonic()) for other in range(count) if other != number}
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
+        self.ends = {}
+        # Two, since asking a store that no longer answers may take for ever.
+        for work in (self.listen, self.judge):
+            threading.Thread(target=work, daemon=True).start()
 
-    def watch(self):
+    def listen(self):
+        """Write signs of life, and keep what the others write."""
         beats = 0
         while not self.over.wait(BEAT):
             beats += 1
             with contextlib.suppress(RuntimeError):  # the store is gone: then all fall silent
                 self.store.set(f"beat {self.number}", str(beats))
-                for other in self.heard:
+                for other in self.heard.keys() - self.ends.keys():
                     if self.store.check([f"end {other}"]):
-                        self.heard[other] = b"", time.monotonic()  # it has told why, and is not missed
+                        self.ends[other] = self.store.get(f"end {other}").decode()
                     elif self.store.check([f"beat {other}"]):
                         beat = self.store.get(f"beat {other}")
                         if beat != self.heard[other][0]:
                             self.heard[other] = beat, time.monotonic()
-            missed = [other for other in self.heard if self.quiet(other) > SILENCE]
-            if missed and self.silent is None:
-                self.silent = missed[0]
-                _thread.interrupt_main()
-                if not self.over.wait(GRACE):  # waiting in a library for who is gone
-                    print(f"\nerror: the process of rank {self.silent} does not answer", file=sys.stderr, flush=True)
-                    os._exit(1)
+
+    def judge(self):
+        """End the run where another process has been silent for too long."""
+        while not self.over.wait(BEAT):
+            for other in self.heard.keys() - self.ends.keys():
+                if self.quiet(other) > (SILENCE if self.heard[other][0] else START):
+                    self.silent = other
+                    quits = signal.getsignal(signal.SIGINT) is config.quit_at_once  # while loading
+                    if not quits:
+                        _thread.interrupt_main()
+                    if quits or not (self.noticed.wait(GRACE) or self.over.is_set()):  # or in a library, waiting
+                        print(f"\nerror: the process of rank {other} does not answer", file=sys.stderr, flush=True)
+                        os._exit(1)
+                    return
 
     def quiet(self, other):
         """Seconds since the last sign of life of another process."""
@@ -244,9 +279,7 @@ class RollCall:
         started, ends = time.monotonic(), {}
         while len(ends) < len(self.heard):
             for other in self.heard.keys() - ends.keys():
-                word = None
-                with contextlib.suppress(RuntimeError):
-                    word = self.store.get(f"end {other}").decode() if self.store.check([f"end {other}"]) else None
+                word = self.ends.get(other)
                 if word is None and self.heard[other][1] > started + 2 * BEAT:
                     word = "alive"  # waiting for this process, most likely
                 elif word is None and self.quiet(other) > DEAD:

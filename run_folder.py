@@ -45,6 +45,10 @@ def create(results_dir):
             number += 1
 
 
+class CannotGoOn(ValueError):
+    """What a run holds does not let it go on."""
+
+
 @contextlib.contextmanager
 def alone(folder):
     """Hold a run folder for this process, as long as it lives; ValueError where another one trains in it."""
@@ -81,9 +85,7 @@ def write_row(metrics, file, row):
 @contextlib.contextmanager
 def open_metrics(path, measured, position):
     """(writer, file) of a metrics.csv from byte `position` on; what a killed run wrote after that is cut off."""
-    if position and path.is_file():
-        if path.stat().st_size < position:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, the checkpoint was made at {position}")
+    if position and path != Path(os.devnull):
         os.truncate(path, position)
     with open(path, "a" if position else "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, METRICS + [seconds_of(name) for name in measured])
@@ -104,7 +106,7 @@ def by_name(results_dir, holding):
     """[(second, number in it, folder)] of the run folders that hold something of the name `holding` ("" for all)."""
     found = []
     for folder in results_dir.glob("run_*"):
-        name = re.fullmatch(r"run_(\d+_\d+)(?:_(\d+))?", folder.name, re.ASCII)
+        name = re.fullmatch(r"run_(\d{8}_\d{6})(?:_(\d+))?", folder.name, re.ASCII)
         if name and folder.is_dir() and (folder / holding).exists():
             found.append((name[1], int(name[2] or 0), folder))
     return found
@@ -142,7 +144,10 @@ def read(folder):
             raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
     run["rows"] = read_metrics(folder / "metrics.csv")
     if run["statistics"]["status"] == "running":  # or killed, before it could sum up
-        run["statistics"] |= summarise(run["rows"])
+        try:
+            run["statistics"] |= summarise(run["rows"])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"metrics.csv cannot be read: {error}") from None
     if lacking := {"steps", "evaluations"} - run["statistics"].keys():
         raise ValueError(f"training_statistics.json lacks {', '.join(sorted(lacking))}: of an older layout")
     return run
@@ -151,9 +156,9 @@ def read(folder):
 def read_metrics(path):
     """Rows of a metrics.csv as dicts of float, None for empty cells; a half-written last row is left out."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        if rows and {"step", "loss", "accuracy", "eval_loss", "eval_accuracy"} - rows[0].keys():
+        whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+        rows = [row for row in csv.DictReader(whole.splitlines()) if None not in row.values()]
+        if rows and set(METRICS) - rows[0].keys():
             raise ValueError("its columns are not those of a run")
         return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
     except (ValueError, OSError, csv.Error) as error:
@@ -205,7 +210,7 @@ def kept(results_dir):
     """(finished, unfinished): the identities of the runs of a folder that finished, a set, and those of the others that
     can go on, a dict of identity -> folder. What cannot be read, or is of an older layout, is neither."""
     finished, unfinished = set(), {}
-    for folder in results_dir.glob("run_*"):
+    for folder in sorted(results_dir.glob("run_*")):
         try:
             statistics = json.loads((folder / "training_statistics.json").read_text(encoding="utf-8"))
             environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
@@ -216,7 +221,7 @@ def kept(results_dir):
             continue
         if status == "finished":
             finished.add(key)
-        elif status in ("running", "interrupted") and any(folder.glob("checkpoint/step_*")):
+        elif status in ("running", "interrupted", "failed") and any(folder.glob("checkpoint/step_*")):
             unfinished[key] = folder
     return finished, unfinished
 

@@ -71,9 +71,13 @@ def run_study(runs, argv):
     with config.quit_on_interrupt():
         used = load_or_stand_in(runs[0], config.given_flags(argv))[0]
     swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}
-    if used.learning_rate != runs[0].learning_rate:
-        swapped["learning_rate"] = used.learning_rate
-    todo = {run_folder.identity(run._replace(**swapped)): run for run in runs}
+
+    def as_used(run):
+        if used.model_name == "embedded" and "learning_rate" not in config.given_flags(argv):
+            run = run._replace(learning_rate=run.embedded_learning_rate)
+        return run._replace(**swapped)
+
+    todo = {run_folder.identity(as_used(run)): run for run in runs}
     done, begun = processes.from_first(run_folder.kept, Path(os.path.expanduser(runs[0].results_dir)))
     failed = []
     skipped = len(todo.keys() & done)
@@ -84,11 +88,15 @@ def run_study(runs, argv):
             if key in done:
                 continue
             name = f"{settings.update_rule}, seed {settings.seed}"
-            if key in begun:
-                settings = settings._replace(**swapped)
+            keep_model = settings.seed == min(seeds)
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
-                    status = run_once(settings, argv, keep_model=settings.seed == min(seeds), folder=begun.get(key))
+                    try:
+                        used_settings = as_used(settings) if key in begun else settings
+                        status = run_once(used_settings, argv, keep_model, folder=begun.get(key))
+                    except run_folder.CannotGoOn as error:
+                        tqdm.write(f"begun again, {error}", file=sys.stderr)
+                        status = run_once(settings, argv, keep_model)
             except Exception as error:  # one failed run must not lose the others
                 if processes.size() > 1:
                     raise  # the processes no longer know of each other where they are
@@ -132,12 +140,11 @@ def run_once(settings, argv, keep_model=True, folder=None):
                 return 0
 
     environment = describe_environment(argv, device, backend, model, model_source, data.source)
-    facts = {"settings": settings, "data": data.source["sha256_of_examples"]}
-    processes.require_same(facts | {"model": environment["initial_weights_sha256"]})
+    facts = {"data": data.source["sha256_of_examples"], "model": environment["initial_weights_sha256"]}
+    processes.require_same({name.upper(): value for name, value in settings._asdict().items()} | facts)
     run = folder or processes.from_first(run_folder.create, results)
     with contextlib.ExitStack() as held:
-        if processes.rank() == 0:
-            held.enter_context(run_folder.alone(run))
+        processes.from_first(held.enter_context, run_folder.alone(run))
         held.enter_context(checkpoints.terminate_like_ctrl_c())
         checkpoint = None
         if folder is not None:
@@ -146,8 +153,8 @@ def run_once(settings, argv, keep_model=True, folder=None):
         status, ending = "failed", None
         try:
             if processes.rank() == 0:
-                run_folder.write_json(run / "config.json", settings._asdict())
                 run_folder.write_json(run / "environment.json", environment)
+                run_folder.write_json(run / "config.json", settings._asdict())
                 run_folder.write_json(run / "training_statistics.json", statistics | {"status": "running"})
             announce(settings, run, device, data, weights, model_source, note)
             if isinstance(backend, devices.DeviceBackend):
@@ -169,29 +176,44 @@ def run_once(settings, argv, keep_model=True, folder=None):
             raise
         finally:
             with contextlib.suppress(KeyboardInterrupt), checkpoints.uninterrupted():
-                if ending:
+                if status == "diverged":  # all processes have, and a study goes on
+                    processes.print_once(ending)
+                elif ending:
                     processes.tell(ending, advice_to_resume(run) if status == "interrupted" else "")
                 if processes.rank() == 0:
                     # What failed has been said; a full disk or a folder gone would only be said again.
                     with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
                         sum_up(run, statistics | {"status": status})
+    if status == "failed" and processes.size() > 1:
+        sys.exit(1)  # the others are waiting somewhere in this run
     return {"finished": 0, "interrupted": 130}.get(status, 1)
 
 
 def how_it_ended(error):
     """(status of the run, line for the user)."""
+    text = " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", "interrupted"
     if isinstance(error, STOPS):
-        return "interrupted", f"stopped: {error}"
+        return "interrupted", f"stopped: {text}"
     if isinstance(error, FloatingPointError):
-        return "diverged", f"error: diverged: {error}"
-    return "failed", f"error: {error}"  # a full disk, a folder gone, a device that fails: it cannot go on
+        return "diverged", f"error: diverged: {text}"
+    return "failed", f"error: {text}"  # a full disk, a folder gone, a device that fails: it cannot go on
 
 
 def go_on(folder, environment, settings):
-    """(environment, checkpoint) of a run that goes on."""
-    return run_folder.continued_environment(folder, environment, settings), checkpoints.load(folder)
+    """(environment, checkpoint) of a run that goes on. Raises CannotGoOn."""
+    try:
+        environment, checkpoint = (
+            run_folder.continued_environment(folder, environment, settings),
+            checkpoints.load(folder),
+        )
+    except ValueError as error:
+        raise run_folder.CannotGoOn(error) from None
+    metrics, position = folder / "metrics.csv", checkpoint["progress"]["position"]
+    if not metrics.is_file() or metrics.stat().st_size < position:
+        raise run_folder.CannotGoOn(f"--resume {folder}: metrics.csv lacks rows that were there at the checkpoint")
+    return environment, checkpoint
 
 
 def train(settings, run, model, tokenizer, train_set, eval_set, weights, backend, device, checkpoint=None):
@@ -381,18 +403,20 @@ def measure_gradients(gradients, backend, settings, step):
         largest = quantum_circuits.largest_groups(gradients.values(), settings.num_qubits, settings.device_groups)
         chosen = dict(zip(gradients, largest, strict=True))
     updates, costs = {}, {}
-    for index, (name, gradient) in enumerate(gradients.items()):
-        updates[name], costs[name] = quantum_circuits.quantum_parameter_update(
-            gradient,
-            backend,
-            learning_rate=settings.quantum_learning_rate if settings.quantum_optimizer == "sgd" else 1.0,
-            shots=settings.shots,
-            seed=(settings.seed, step, index),
-            normalization=settings.normalization,
-            groups=chosen.get(name),
-            share=((processes.rank() + index) % processes.size(), processes.size()),
-        )
-        processes.add_up(updates[name])
+    with processes.diverging_together():
+        for index, (name, gradient) in enumerate(gradients.items()):
+            updates[name], costs[name] = quantum_circuits.quantum_parameter_update(
+                gradient,
+                backend,
+                learning_rate=settings.quantum_learning_rate if settings.quantum_optimizer == "sgd" else 1.0,
+                shots=settings.shots,
+                seed=(settings.seed, step, index),
+                normalization=settings.normalization,
+                groups=chosen.get(name),
+                share=((processes.rank() + index) % processes.size(), processes.size()),
+            )
+    for update in updates.values():
+        processes.add_up(update)
     entries, circuits, shots, _ = processes.total(*map(sum, zip(*costs.values(), strict=True)))
     return updates, {
         "coverage": entries / sum(gradient.numel() for gradient in gradients.values()),
@@ -483,7 +507,12 @@ def choose_device(name):
         raise ValueError("DEVICE = 'cuda': no CUDA device is present, allowed here is auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))  # torchrun: a device for each process
+    number, devices_here = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if number >= devices_here:
+        raise ValueError(
+            f"DEVICE = {name!r}: {devices_here} CUDA devices, allowed are as many processes, or DEVICE = cpu"
+        )
+    return torch.device("cuda", number)  # torchrun: one for each process
 
 
 def make_backend(settings):
@@ -570,6 +599,8 @@ def show_progress(bar, row, evaluation):
 
 
 def advice_to_resume(run):
+    if not checkpoints.saved(run):
+        return ""
     started = "python" if processes.size() == 1 else f"torchrun --nproc_per_node={processes.size()}"
     return f"; to go on: {started} train.py --resume {shlex.quote(str(run))}"
 

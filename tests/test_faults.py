@@ -217,6 +217,34 @@ def test_a_results_folder_full_of_junk(trained, capsys):
     assert {path: content for path, content in files_of(results).items() if path in before} == before
 
 
+def test_a_hand_made_folder_does_not_name_the_next_runs(tmp_path, monkeypatch):
+    (tmp_path / "run_3_1").mkdir()
+    (tmp_path / "run_3_1" / "config.json").touch()
+    monkeypatch.setattr(run_folder.time, "strftime", lambda pattern: "20260101_120000")
+    assert run_folder.create(tmp_path).name == "run_20260101_120000"
+
+
+@pytest.mark.parametrize("tear", [lambda rows: rows[:-1], lambda rows: rows[: rows.rindex(",") + 1]])
+def test_a_torn_last_row_is_left_out(trained, tear):
+    _, run = trained
+    rows = (run / "metrics.csv").read_text()
+    (run / "metrics.csv").write_text(tear(rows))
+    (run / "training_statistics.json").write_text('{"status": "running", "selected_weights": {}}')
+    assert run_folder.read(run)["statistics"]["steps"] == 3 and len(run_folder.read(run)["rows"]) == 4
+
+
+@pytest.mark.parametrize("rows", [None, "step,epoch\n"])
+def test_metrics_that_are_gone_are_missed_before_anything_is_written(trained, rows):
+    _, run = trained
+    (run / "metrics.csv").unlink()
+    if rows:
+        (run / "metrics.csv").write_text(rows)
+    before = files_of(run)
+    with pytest.raises(ValueError, match=r"metrics.csv lacks rows that were there at the checkpoint"):
+        train.main(["--resume", str(run), "--num_epochs", "2"])
+    assert files_of(run) == before
+
+
 @pytest.mark.parametrize("missing", ["config.json", "environment.json", "training_statistics.json", "metrics.csv"])
 def test_analyze_skips_a_broken_run_and_goes_on(trained, tmp_path, capsys, missing):
     _, run = trained

@@ -181,6 +181,33 @@ def test_an_interrupted_study_stops_and_goes_on(tiny_flags, tmp_path, monkeypatc
     assert {(one["status"], one["steps"]) for one in statistics} == {("finished", 3)}
 
 
+def test_an_unfinished_run_that_cannot_go_on_is_begun_again(tiny_flags, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    study = [*tiny_flags, "--update_rules", "classical,frozen"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step_weights", stop)
+        assert train.main(study) == 130
+    (run,) = (tmp_path / "results").iterdir()
+    for path in (run / "checkpoint").glob("*/model.safetensors"):
+        path.write_bytes(b"")
+    assert train.main(study) == 0
+    assert "begun again" in capsys.readouterr().err
+    assert len(list((tmp_path / "results").iterdir())) == 3
+    assert train.main(study) == 0
+    assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+
+
+def test_learning_rates_of_the_embedded_model_can_be_swept(tmp_path, capsys):
+    study = ["--model_name", "embedded", "--dataset_name", "embedded", "--train_size", "8", "--eval_size", "8"]
+    study += ["--num_epochs", "1", "--update_rule", "frozen", "--results_dir", str(tmp_path)]
+    study += ["--embedded_learning_rate", "1e-4,2e-4"]
+    assert train.main(study) == 0
+    assert train.main(study) == 0
+    assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+
+
 def test_junk_in_the_results_folder_is_no_finished_run(tmp_path):
     for name, text in (("run_1_1", "{"), ("run_1_2", "[]"), ("run_1_3", '{"a": 1}')):
         (tmp_path / name).mkdir()
