@@ -173,21 +173,46 @@ def test_ctrl_c_leaves_a_checkpoint_that_two_machines_go_on_with(flags, tmp_path
     assert max((run / "checkpoint").iterdir()).name == f"step_{steps:08d}"
 
 
+def script_that_differs(folder, rank, change):
+    """train.py with a line of code more in the process of a rank."""
+    script = folder / "train_differently.py"
+    script.write_text(
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport config, quantum_circuits, run_folder, train\n"
+        f"def refuse(error):\n    def f(*_, **__):\n        raise error\n    return f\n"
+        f"if os.environ['RANK'] == '{rank}':\n    {change}\nconfig.run_as_script(train.main)\n"
+    )
+    return script
+
+
+def test_a_full_disk_ends_a_study_of_all_processes(flags, tmp_path):
+    """The first process alone meets it, while the others wait for their next sum."""
+    script = script_that_differs(tmp_path, 0, "run_folder.write_row = refuse(OSError(28, 'No space left on device'))")
+    study = [*flags, "--update_rules", "exact,classical", "--results_dir", tmp_path / "results"]
+    _, err = finish(start(*study, script=script), status=1)
+    assert err.count("error: ") == err.count("No space left on device") == 1, err
+
+
+def test_a_process_that_diverges_takes_all_along_and_the_study_goes_on(flags, tmp_path):
+    change = "quantum_circuits.quantum_parameter_update = refuse(FloatingPointError('the update is not finite'))"
+    script = script_that_differs(tmp_path, 1, change)
+    study = [*flags, "--update_rules", "exact,classical", "--results_dir", tmp_path / "results"]
+    out, err = finish(start(*study, script=script), status=1)
+    assert "error: diverged: the share of another process is not finite" in err
+    assert "study finished, 1 runs failed: exact, seed 42" in out
+    status = {rule: run_folder.read(run)["statistics"]["status"] for rule, run in by_rule(tmp_path / "results").items()}
+    assert status == {"exact": "diverged", "classical": "finished"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("sys.argv += ['--dataset_name', './none']", "rank 1 ended: error: DATASET_NAME = 'none': no such file"),
-        ("sys.argv += ['--seed', '7']", "error: settings of rank 1"),
+        ("sys.argv += ['--seed', '7']", "error: SEED of rank 1: 7, not the 42 of rank 0"),
         ("train.load_or_stand_in = lambda *given: 1 / 0", "rank 1 ended: error: ZeroDivisionError: division by zero"),
     ],
 )
 def test_what_goes_wrong_in_one_process_is_told_once(flags, tmp_path, change, message):
-    script = tmp_path / "train_differently.py"
-    script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport config, train\nload = config.load_study\n"
-        f"def main(argv):\n    return train.main(argv)\n"
-        f"if os.environ['RANK'] == '1':\n    {change}\nconfig.run_as_script(main)\n"
-    )
+    script = script_that_differs(tmp_path, 1, change)
     _, err = finish(start(*flags, "--results_dir", tmp_path / "results", script=script), status=1)
     lines = [line for line in err.splitlines() if "error: " in line or line.startswith("rank")]
     assert sum(message in line for line in lines) == 1, err
