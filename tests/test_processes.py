@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def flags_without_dropout(tiny_model, flags, tmp_path):
     return [*flags, "--model_name", str(model)]
 
 
-def start(*arguments, script="train.py", launcher=("--nproc_per_node=2",)):
+def start(*arguments, script="train.py", launcher=("--standalone", "--nproc_per_node=2")):
     """`torchrun train.py ...` in a process group of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", *launcher, str(ROOT / script), *map(str, arguments)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -156,10 +157,13 @@ def test_ctrl_c_leaves_a_checkpoint_that_two_machines_go_on_with(flags, tmp_path
     """A launcher for each of the machines, both of them this one; the run was begun by a single process."""
     assert train.main([*flags, "--checkpoint_every", "3", "--results_dir", str(tmp_path / "runs")]) == 0
     run = only_run(tmp_path / "runs")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     nodes = [
         start(
             *("--resume", run, "--num_epochs", "4000"),
-            launcher=("--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1", "--master_port=29713"),
+            launcher=("--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1", f"--master_port={port}"),
         )
         for node in range(2)
     ]
@@ -255,3 +259,13 @@ def test_hardware_is_for_one_process(flags, monkeypatch):
     monkeypatch.setattr(processes, "size", lambda: 2)
     with pytest.raises(ValueError, match=r"BACKEND = 'generic:5' with several processes: allowed is aer"):
         train.run_once(config.load([*flags, "--backend", "generic:5"]), [])
+
+
+def test_more_processes_than_cuda_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train.choose_device("auto") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="DEVICE = 'auto': 2 CUDA devices, allowed are as many processes"):
+        train.choose_device("auto")
