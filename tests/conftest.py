@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py: torch's spinning threads starve each other
+
 ROOT = Path(__file__).parent.parent
 GOOD = ["superb", "moving", "funny", "warm", "clever", "fresh", "gripping", "tender"]
 BAD = ["dull", "lazy", "clumsy", "stale", "hollow", "tedious", "ugly", "bland"]
