@@ -132,6 +132,10 @@ def hub_reason(error, problem):
 def load_data(settings):
     """The Data of a run. Raises OutOfReach where the hub cannot give it, ValueError for whatever else is wrong."""
     name = settings.dataset_name
+    if settings.dataset_revision and (name == "embedded" or is_local(name)):
+        raise ValueError(
+            f"DATASET_REVISION = {settings.dataset_revision!r}: allowed with local data is only an empty one"
+        )
     if name == "embedded":
         train, evaluation, source = read_local(EMBEDDED / "sentences", settings.seed)
         source["kind"] = "embedded"
@@ -359,7 +363,11 @@ def load_model(settings):
     path = str(EMBEDDED / "model" if embedded else Path(os.path.expanduser(name))) if local else name
     if local and not Path(path).is_dir():
         raise ValueError(f"MODEL_NAME = {name!r}: no such folder")
-    revision = "main" if local else settings.model_revision or "main"
+    if local and settings.model_revision:
+        raise ValueError(
+            f"MODEL_REVISION = {settings.model_revision!r}: allowed with a local model is only an empty one"
+        )
+    revision = settings.model_revision or "main"
     problem = "" if local else hub_problem(f"{name}/resolve/{revision}/config.json")
     import huggingface_hub
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer

@@ -374,6 +374,14 @@ def test_a_revision_of_a_hub_model_is_taken_and_its_commit_recorded(tmp_path):
     assert "OutOfReach: MODEL_NAME = 'someone/tiny': cannot be loaded: HF_HUB_OFFLINE is set" in done.stderr
 
 
+def test_a_revision_of_what_is_local_is_refused(tiny_model, tiny_data):
+    flags = ["--model_name", str(tiny_model), "--dataset_name", str(tiny_data), "--max_length", "32"]
+    with pytest.raises(ValueError, match="MODEL_REVISION = 'v1': allowed with a local model is only an empty one"):
+        model_utils.load_model(config.load([*flags, "--model_revision", "v1"]))
+    with pytest.raises(ValueError, match="DATASET_REVISION = 'v1': allowed with local data is only an empty one"):
+        model_utils.load_data(config.load([*flags, "--dataset_revision", "v1"]))
+
+
 def test_longest_inputs_of_each_family():
     assert 64 in model_utils.positions(small_model("distilbert", max_position_embeddings=64))
     roberta = small_model("roberta", max_position_embeddings=34)
