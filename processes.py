@@ -200,7 +200,7 @@ def noticing_loss():
 def print_once(line):
     """Say on stderr what all processes have come to."""
     if rank() == 0:
-        print(line, file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
 
 
 def tell(line, advice=""):

@@ -498,8 +498,7 @@ def load_or_stand_in(settings, given):
 @functools.cache
 def warn(message):
     """A loud line, said once however many runs of a study, and processes, have reason to."""
-    if processes.rank() == 0:
-        print(f"*** {' '.join(message.split())} ***", file=sys.stderr, flush=True)
+    processes.print_once(f"*** {' '.join(message.split())} ***")
 
 
 def choose_device(name):
@@ -649,7 +648,7 @@ def sum_up(run, statistics):
 
 
 def show_results(run):
-    """Draw the curves of a run, as analyze.read_run gives it, and print what it came to and where its files are."""
+    """Draw the curves of a run, as run_folder.read gives it, and print what it came to and where its files are."""
     statistics = run["statistics"]
     if run["rows"]:
         analyze.save_curves(run["folder"] / "training_curves.png", run)
