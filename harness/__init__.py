@@ -1,0 +1,1 @@
+"""What surrounds the training loop: run folders, checkpoints, several processes, studies, the command line's manners."""

@@ -1,0 +1,63 @@
+"""What the selected attention weights get, one row for each UPDATE_RULE: used by config, engine, loop and report.
+
+A rule that measures has a function that draws the measured means of the circuits. To add one, write its function and
+its row.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+def joint_shots(probabilities, eigenvalues, shots, generator):
+    """Means e, float64 (groups, n), of shots from each group's distribution, as measuring all qubits draws them.
+
+    probabilities: float64 (groups, 2^n), little-endian outcomes. eigenvalues: of -Z_i, float64 (2^n, n), +1 or -1.
+    shots: int, per group. generator: numpy.random.Generator.
+    """
+    return generator.multinomial(shots, probabilities) @ eigenvalues / shots
+
+
+def independent_shots(probabilities, eigenvalues, shots, generator):
+    """The same with each qubit's count drawn by itself: the same single-qubit means, no correlations."""
+    ones = ((1 + probabilities @ eigenvalues) / 2).clip(0, 1)
+    return 2 * generator.binomial(shots, ones) / shots - 1
+
+
+def exact_means(probabilities, eigenvalues, shots, generator):
+    """The means themselves: infinitely many shots."""
+    return probabilities @ eigenvalues
+
+
+class Rule(NamedTuple):
+    """What a rule is.
+
+    draw: function (probabilities, eigenvalues, shots, generator) -> means, see joint_shots; None: no circuits run.
+    stepped_by: what steps the selected weights: "quantum" (QUANTUM_OPTIMIZER), "adamw" or "nothing".
+    colour: in every figure. isolates: what comparing `quantum` with this rule isolates.
+    """
+
+    draw: Callable | None
+    stepped_by: str
+    colour: str
+    isolates: str
+
+    @property
+    def measures(self):
+        """Whether the rule sends gradients through circuits."""
+        return self.draw is not None
+
+    @property
+    def draws_shots(self):
+        """Whether the result depends on a number of shots."""
+        return self.measures and self.draw is not exact_means
+
+
+# Okabe & Ito's colour-blind safe colours; what is classical is black everywhere.
+RULES = {
+    "quantum": Rule(joint_shots, "quantum", "#0072B2", ""),
+    "independent": Rule(independent_shots, "quantum", "#D55E00", "the correlations that entanglement makes"),
+    "exact": Rule(exact_means, "quantum", "#009E73", "the shot noise"),
+    "gradient": Rule(None, "quantum", "#E69F00", "the circuits"),
+    "classical": Rule(None, "adamw", "#000000", "the whole idea"),
+    "frozen": Rule(None, "nothing", "#CC79A7", "whether those weights matter"),
+}
