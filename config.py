@@ -1,22 +1,21 @@
 """Settings. Edit a value here, or give it for one run: `python train.py --num_epochs 5`.
 
-Every setting is one line: name, value, meaning. `load` checks them all against _LIMITS and returns them as one
-immutable namedtuple, whose fields are the names in lower case; no other module reads the constants themselves.
+Every setting is one line: name, value, meaning. `parse` checks them all against _LIMITS and returns them as immutable
+namedtuples, whose fields are the names in lower case; no other module reads the constants themselves.
 """
 
 import argparse
 import collections
-import contextlib
 import difflib
 import itertools
 import json
 import math
 import os
 import re
-import shutil
-import signal
-import sys
 from pathlib import Path
+from typing import NamedTuple
+
+from update_rules import RULES
 
 # --- Model
 MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id, local folder, or "embedded"
@@ -27,7 +26,7 @@ ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in plac
 
 # --- Data
 DATASET_NAME = "glue"  # "glue", a hub id, "embedded", or a local folder or file (.tsv, .csv, .jsonl, .parquet)
-DATASET_CONFIG = "sst2"  # GLUE task or configuration of a hub data set; "" = none; local data ignore it
+DATASET_CONFIG = "sst2"  # GLUE task, or configuration of another hub data set; "" = its default; local data ignore it
 DATASET_REVISION = ""  # commit, tag or branch of a hub data set, as environment.json records it; "" = the newest
 TEXT_COLUMNS = []  # one or two columns of text; [] = those of the GLUE task, else the one named sentence or text
 LABEL_COLUMN = "label"  # column of the labels
@@ -51,7 +50,7 @@ DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "c
 AUTOCAST = "off"  # precision of the model's matrix products: "off" (float32) or "bf16"; weights stay float32
 
 # --- Quantum update
-UPDATE_RULE = "quantum"  # what the selected weights get: quantum; independent or exact (controls); classical; frozen
+UPDATE_RULE = "quantum"  # what the selected weights get: quantum, or a control: see update_rules.py
 QUANTUM_OPTIMIZER = "sgd"  # "sgd": w -= QUANTUM_LEARNING_RATE * measured gradient; "adamw": AdamW steps on it
 QUANTUM_LEARNING_RATE = 0.01  # learning rate of "sgd", constant over the run
 CIRCUIT = "graph"  # circuit by name: graph, product (no entangler), chain, literal, or one you add
@@ -75,9 +74,7 @@ DRY_RUN = "no"  # "yes" prints what a run on a device would take and submits not
 RESULTS_DIR = "results"  # run folders go here
 SAMPLE_SENTENCES = ["A moving and often funny film.", "The plot is dull, the cast is not."]  # for attention maps
 
-_RULES = ("quantum", "independent", "exact", "classical", "frozen")
-
-# What is allowed: (kind, lowest, highest), or (kind, value, value, ...), or (kind,).
+# What each setting must be: (kind, lowest, highest), or (kind, value, value, ...), or (kind,).
 _LIMITS = {
     "MODEL_NAME": ("text",),
     "MODEL_REVISION": ("text or empty",),
@@ -100,12 +97,12 @@ _LIMITS = {
     "EMBEDDED_LEARNING_RATE": ("a number", 0, 10),
     "WEIGHT_DECAY": ("a number", 0, 10),
     "SEED": ("a whole number", 0, 2**32 - 1),
-    "UPDATE_RULES": ("a list of", *_RULES),
+    "UPDATE_RULES": ("a list of", *RULES),
     "SEEDS": ("a list of whole numbers", 0, 2**32 - 1),
     "CHECKPOINT_EVERY": ("a whole number", 0, 10**9),
     "DEVICE": ("one of", "auto", "cpu", "cuda"),
     "AUTOCAST": ("one of", "off", "bf16"),
-    "UPDATE_RULE": ("one of", *_RULES),
+    "UPDATE_RULE": ("one of", *RULES),
     "QUANTUM_OPTIMIZER": ("one of", "sgd", "adamw"),
     "QUANTUM_LEARNING_RATE": ("a number", 0, 1000),
     "CIRCUIT": ("text",),
@@ -125,39 +122,65 @@ _LIMITS = {
     "RESULTS_DIR": ("text",),
     "SAMPLE_SENTENCES": ("a list of texts", 0, 20),
 }
+_DEVICE_SETTINGS = {"device_groups", "device_noise", "mitigation", "dynamical_decoupling", "twirling"}
+_DEVICE_SETTINGS |= {"max_qpu_seconds", "dry_run"}
 
-# Number of classes of each GLUE task that is a classification (stsb is a regression).
-_GLUE_LABELS = {"cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "mnli": 3, "qnli": 2, "rte": 2, "wnli": 2}
+# The classification tasks of GLUE (stsb is a regression): number of classes, and columns of text.
+GLUE = {
+    "cola": (2, ("sentence",)),
+    "sst2": (2, ("sentence",)),
+    "mrpc": (2, ("sentence1", "sentence2")),
+    "qqp": (2, ("question1", "question2")),
+    "mnli": (3, ("premise", "hypothesis")),
+    "qnli": (2, ("question", "sentence")),
+    "rte": (2, ("sentence1", "sentence2")),
+    "wnli": (2, ("sentence1", "sentence2")),
+}
 
 Settings = collections.namedtuple("Settings", [name.lower() for name in _LIMITS])
+Settings.__doc__ = "Every setting of one run, under its name in lower case; lists are tuples."
+
+
+class Command(NamedTuple):
+    """A command line, read once.
+
+    argv: tuple of str, without the program's name. runs: the Settings of every run, a list; several are a study.
+    given: names (lower case) of the settings that are flags in argv. resume: what --resume names, or None.
+    debug: whether errors are shown with a traceback.
+    """
+
+    argv: tuple
+    runs: list
+    given: frozenset
+    resume: str | None
+    debug: bool
 
 
 def load(argv=()):
-    """The settings of one run: the constants above, and over them flags such as `--num_epochs 5`.
+    """The Settings of one run: the constants above, and over them flags such as `--num_epochs 5`.
 
-    argv: list of str, the command line without the program's name. Returns a Settings namedtuple; lists become tuples.
-    Raises ValueError, in one line naming the setting, its value and what is allowed. `--help` prints and exits.
+    Raises ValueError, in one line naming the setting, its value and what it must be. `--help` prints and exits.
     """
-    runs = load_study(argv)
+    runs = parse(argv).runs
     if len(runs) > 1:
-        raise ValueError(f"these settings describe a study of {len(runs)} runs: allowed here is one")
+        raise ValueError(f"these settings describe a study of {len(runs)} runs: must describe one here")
     return runs[0]
 
 
-def load_study(argv=()):
-    """The settings of every run of a study, a list of Settings; of a plain run, a list of one.
+def parse(argv=()):
+    """The Command of argv; raises and exits as `load` does.
 
-    The runs are all combinations of UPDATE_RULES, SEEDS and each numeric flag given as a list (`--shots 10,100`), seed
-    by seed, so that a study stopped halfway holds whole pairs. Raises and exits as `load` does.
+    Its runs are all combinations of UPDATE_RULES, SEEDS and each numeric flag given as a list (`--shots 10,100`), seed
+    by seed, so that a study stopped halfway holds whole pairs.
     """
-    values = {name: value for name, value in globals().items() if name.isupper() and not name.startswith("_")}
+    values = {name: value for name, value in globals().items() if name in _LIMITS or _is_constant(name)}
     for name in values.keys() - _LIMITS.keys():
         raise ValueError(f"{name} = {values[name]!r}: unknown setting in config.py{_nearest(name, _LIMITS)}")
     for name in _LIMITS.keys() - values.keys():
-        raise ValueError(f"{name} is missing from config.py: allowed is {_allowed(name)}")
-    sweeps = {}
+        raise ValueError(f"{name} is missing from config.py: must be {_requirement(name)}")
     flags = vars(_parser().parse_args(list(argv)))
-    flags = {name: text for name, text in flags.items() if name not in ("resume", "debug")}
+    resume, debug = flags.pop("resume", None), flags.pop("debug", False)
+    sweeps = {}
     for flag, text in flags.items():
         name = flag.upper()
         parts = [part.strip() for part in text.split(",")]
@@ -167,6 +190,8 @@ def load_study(argv=()):
             values[name] = _from_text(name, text)
     checked = {name: _checked(name, values[name]) for name in _LIMITS if name not in sweeps}
     for several, single in (("SEEDS", "SEED"), ("UPDATE_RULES", "UPDATE_RULE")):
+        if several.lower() in flags and not checked[several]:
+            raise ValueError(f"{several} = []: must name at least one; without the flag {single} alone counts")
         if single in sweeps and checked[several]:
             raise ValueError(f"{several} = {list(checked[several])} contradicts {single} = {sweeps[single]}")
         sweeps[single] = sweeps.get(single) or list(checked[several]) or [checked[single]]
@@ -174,153 +199,47 @@ def load_study(argv=()):
     runs = []
     for combination in itertools.product(*(sweeps[name] for name in order)):
         run = checked | dict(zip(order, combination, strict=True)) | {"SEEDS": (), "UPDATE_RULES": ()}
-        runs.append(Settings(**{name.lower(): run[name] for name in _LIMITS}))
-        _check_together(runs[-1])
-    return runs
+        settings = Settings(**{name.lower(): run[name] for name in _LIMITS})
+        if _ignores_dataset_config(settings, flags):
+            settings = settings._replace(dataset_config="")
+        _check_together(settings, flags if resume is None else None)
+        runs.append(settings)
+    return Command(tuple(argv), runs, frozenset(flags), resume, debug)
 
 
-def given_flags(argv):
-    """The settings (lower-case names) that argv sets itself, as a frozenset."""
-    return frozenset(vars(_parser().parse_args(list(argv)))) - {"resume", "debug"}
+def is_local(name):
+    """Whether MODEL_NAME or DATASET_NAME is a folder or file rather than a hub id: it exists, or can only be a path."""
+    return Path(os.path.expanduser(name)).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def resumed_run(argv):
-    """What `--resume` names: a run folder or "latest"; None without it."""
-    return vars(_parser().parse_args(list(argv))).get("resume")
+def is_glue(dataset_name):
+    """Whether DATASET_NAME is GLUE of the hub."""
+    return dataset_name in ("glue", "nyu-mll/glue") and not is_local(dataset_name)
 
 
-def measures(rule):
-    """Whether an update rule sends gradients through circuits."""
-    return rule not in ("classical", "frozen")
+def settings_that_affect_result(settings):
+    """Those of the settings (a dict) that a run's result depends on under its rule, seed included, as a dict.
 
-
-def counting(settings):
-    """The settings, as a dict, that a run's result depends on under its rule, its seed included.
-
-    Two runs with the same dict compute the same; what the rule does not use (the shots of a classical run) is left out.
+    Runs with the same dict compute the same. What the rule does not use (the shots of a classical run) is left out.
     """
+    rule = RULES[settings["update_rule"]]
     ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
     ignored |= {"max_qpu_seconds", "dry_run", "checkpoint_every"}
-    on_devices = {"device_groups", "device_noise", "mitigation", "dynamical_decoupling", "twirling"}
-    if not measures(settings["update_rule"]):
-        ignored |= {"quantum_optimizer", "quantum_learning_rate", "normalization", "backend"}
-        ignored |= {"circuit", "num_qubits", "shots", "entangling_angle", "aer_device"} | on_devices
-    elif settings["backend"] == "aer":
-        ignored |= on_devices
-    if settings["update_rule"] == "exact":
-        ignored.add("shots")
-    if settings["quantum_optimizer"] == "adamw":
+    if rule.stepped_by != "quantum":
+        ignored |= {"quantum_optimizer", "quantum_learning_rate"}
+    elif settings["quantum_optimizer"] == "adamw":
         ignored.add("quantum_learning_rate")
+    if not rule.measures:
+        ignored |= {"circuit", "num_qubits", "entangling_angle", "normalization", "backend", "aer_device"}
+    if not rule.measures or settings["backend"] == "aer":
+        ignored |= _DEVICE_SETTINGS
+    if not rule.draws_shots:
+        ignored.add("shots")
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
-def write_atomically(path, write):
-    """Call write(temporary path) and rename the result, a file or a folder, to path: nobody ever sees half of it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.tmp{os.getpid()}{path.suffix}")
-    replaced = path.with_name(f".{path.stem}.old{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        sync(temporary)
-        if path.is_dir():
-            path.rename(replaced)
-        os.replace(temporary, path)
-        sync(path.parent, deep=False)
-    except BaseException as error:
-        if replaced.exists() and not path.exists():
-            replaced.rename(path)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # of a full disk, which does not say
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    finally:
-        for leftover in (temporary, replaced):
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            else:
-                leftover.unlink(missing_ok=True)
-
-
-def sync(path, deep=True):
-    """Have the system write a file, or a folder and what is in it, to the disk."""
-    inside = [entry for entry in path.rglob("*") if entry.is_file()] if deep and path.is_dir() else []
-    for entry in [*inside, path]:
-        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
-            descriptor = os.open(entry, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def load_or_exit(argv):
-    """`load_study`, for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
-    signal.signal(signal.SIGINT, quit_at_once)
-    try:
-        return load_study(argv)
-    except ValueError as error:
-        exit_with(error)
-
-
-def run_as_script(main):
-    """Call main(argv) and exit with its status. An error, or Ctrl-C, becomes one line; with --debug, a traceback."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (Exception, KeyboardInterrupt) as error:
-        if debugging(sys.argv):
-            raise
-        exit_with(error)
-
-
-def debugging(argv):
-    """Whether the user asked for tracebacks."""
-    return "--debug" in argv
-
-
-def told(error):
-    """(line, exit status) for the user: 2 what he can mend (ValueError, OSError), 130 for Ctrl-C, 1 a bug."""
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyboardInterrupt):
-        return "error: interrupted", 130
-    if isinstance(error, ValueError | OSError):
-        return f"error: {text}", 2
-    return f"error: {type(error).__name__}: {text}; --debug shows where", 1
-
-
-@contextlib.contextmanager
-def quit_on_interrupt():
-    """Let Ctrl-C end the process at once, for work that leaves nothing behind: imports and loading.
-
-    Libraries catch KeyboardInterrupt and SystemExit halfway through an import and go on with half a module.
-    """
-    before = signal.signal(signal.SIGINT, quit_at_once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def quit_at_once(*_):
-    """Handler of Ctrl-C while nothing would be lost."""
-    _complain("error: interrupted")
-    os._exit(130)
-
-
-def exit_with(error):
-    """End the script with one line about an error, and its exit status."""
-    line, status = told(error)
-    _complain(line)
-    sys.exit(status)
-
-
-def _complain(line):
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes say the same
-        print(line, file=sys.stderr, flush=True)
-
-
 class OneLineParser(argparse.ArgumentParser):
-    """An ArgumentParser whose complaints are ValueErrors of one line, with the nearest flag; it knows --debug."""
+    """An ArgumentParser with --debug that raises its complaints as ValueErrors of one line, with the nearest flag."""
 
     def __init__(self, **given):
         super().__init__(**given)
@@ -330,7 +249,7 @@ class OneLineParser(argparse.ArgumentParser):
         flags = [word for word in message.split() if word.startswith("--")]
         known = self._option_string_actions
         hint = _nearest(flags[0], known) if flags and flags[0].rstrip(":") not in known else ""
-        raise ValueError(f"{' '.join(message.split())}{hint}; --help lists what is allowed")
+        raise ValueError(f"{' '.join(message.split())}{hint}; --help lists the flags")
 
 
 def _parser():
@@ -341,12 +260,16 @@ def _parser():
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=110),
     )
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run: its folder, or latest")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an unfinished run: its folder, or latest")
     for name in _LIMITS:
         default = globals().get(name)
-        meaning = f"{meanings.get(name, '')} [default: {default!r}; {_allowed(name)}]"
+        meaning = f"{meanings.get(name, '')} [default: {default!r}; {_requirement(name)}]"
         parser.add_argument(f"--{name.lower()}", metavar="VALUE", help=meaning.replace("%", "%%"))
     return parser
+
+
+def _is_constant(name):
+    return name.isupper() and not name.startswith("_") and name not in ("GLUE", "RULES")
 
 
 def _nearest(name, names):
@@ -354,12 +277,10 @@ def _nearest(name, names):
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _allowed(name):
+def _requirement(name):
     kind, *bounds = _LIMITS[name]
-    if kind == "one of":
-        return "one of " + ", ".join(bounds)
-    if kind == "a list of":
-        return "a list of " + ", ".join(bounds)
+    if kind in ("one of", "a list of"):
+        return f"{kind} {', '.join(bounds)}"
     if kind == "a list of texts":
         return f"a list of {bounds[0]} to {bounds[1]} texts"
     return f"{kind} from {bounds[0]} to {bounds[1]}" if bounds else kind
@@ -384,14 +305,18 @@ def _from_text(name, text):
 
 
 def _numbers(text):
-    """The whole numbers of an item of a list: "7" is one, "0-9" is ten."""
+    """The whole numbers of an item of a list: "7" is one, "0-9" is ten. ValueError for anything else."""
     first, _, last = text.partition("-")
-    return range(int(first), int(last) + 1) if first and last else [int(text)]
+    if not (first and last):
+        return [int(text)]
+    if int(last) < int(first):
+        raise ValueError(f"{text} runs backwards")
+    return range(int(first), int(last) + 1)
 
 
 def _checked(name, value):
     kind, *bounds = _LIMITS[name]
-    refused = ValueError(f"{name} = {value!r}: allowed is {_allowed(name)}")
+    refused = ValueError(f"{name} = {value!r}: must be {_requirement(name)}")
     if kind == "one of":
         valid = isinstance(value, str) and value in bounds
     elif kind == "a whole number":
@@ -423,27 +348,39 @@ def _checked(name, value):
     return tuple(value) if isinstance(value, list) else value
 
 
-def _check_together(settings):
-    """Rules that join two settings."""
-    task = settings.dataset_config
+def _ignores_dataset_config(settings, given):
+    """Whether DATASET_CONFIG means nothing: for local data, and for a hub data set where it still names a GLUE task."""
+    if settings.dataset_name == "embedded" or is_local(settings.dataset_name):
+        return True
+    return not is_glue(settings.dataset_name) and "dataset_config" not in given and settings.dataset_config in GLUE
+
+
+def _check_together(settings, given):
+    """Refuse settings that contradict each other. given: names of those that are flags; None for a resumed run, whose
+    other settings are its own."""
+    task, rule, backend = settings.dataset_config, RULES[settings.update_rule], settings.backend
     if settings.attention_pattern and settings.attention_layers != "all":
         raise ValueError(
             f"ATTENTION_LAYERS = {list(settings.attention_layers)!r} contradicts ATTENTION_PATTERN = "
-            f'{settings.attention_pattern!r}, which selects by name: allowed with it is only ATTENTION_LAYERS = "all"'
+            f'{settings.attention_pattern!r}, which selects by name: must be "all" with it'
         )
-    if settings.dataset_name in ("glue", "nyu-mll/glue") and not Path(settings.dataset_name).exists():
-        if task not in _GLUE_LABELS:
-            raise ValueError(f"DATASET_CONFIG = {task!r}: allowed with GLUE is one of {', '.join(_GLUE_LABELS)}")
-        if settings.num_labels != _GLUE_LABELS[task]:
-            raise ValueError(f"NUM_LABELS = {settings.num_labels}: allowed with GLUE {task} is {_GLUE_LABELS[task]}")
-    if settings.backend != "aer" and measures(settings.update_rule):
+    if is_glue(settings.dataset_name):
+        if task not in GLUE:
+            raise ValueError(f"DATASET_CONFIG = {task!r}: must be one of {', '.join(GLUE)} with GLUE")
+        if settings.num_labels != GLUE[task][0]:
+            raise ValueError(f"NUM_LABELS = {settings.num_labels}: must be {GLUE[task][0]} with GLUE {task}")
+    if backend == "aer" and given is not None:
+        for name in sorted(_DEVICE_SETTINGS & set(given) | ({"dry_run"} if settings.dry_run == "yes" else set())):
+            value = getattr(settings, name)
+            raise ValueError(f"{name.upper()} = {value!r} with BACKEND = 'aer': must be left out, it is for devices")
+    elif backend != "aer" and rule.measures:
         if settings.update_rule != "quantum":
             raise ValueError(
-                f"UPDATE_RULE = {settings.update_rule!r} with BACKEND = {settings.backend!r}: allowed with devices, "
-                "which measure all qubits with finitely many shots, are quantum, classical and frozen"
+                f"UPDATE_RULE = {settings.update_rule!r} with BACKEND = {backend!r}: must be quantum, or one without "
+                "circuits; devices measure all qubits with finitely many shots"
             )
-        if settings.backend.startswith("ibm") and settings.dry_run == "no" and not settings.max_qpu_seconds:
+        if backend.startswith("ibm") and settings.dry_run == "no" and not settings.max_qpu_seconds:
             raise ValueError(
-                f"MAX_QPU_SECONDS = 0 with BACKEND = {settings.backend!r}: real hardware needs a limit; DRY_RUN = "
+                f"MAX_QPU_SECONDS = 0 with BACKEND = {backend!r}: real hardware needs a limit; DRY_RUN = "
                 "'yes' prints what the run would take"
             )

@@ -33,6 +33,8 @@ BEAM = 64
 WORST_ERROR = 0.5
 # Resubmissions of a job that failed, and tries to reach the service, with waits of 1, 2, 4, ... 60 seconds between.
 JOB_ATTEMPTS, NETWORK_ATTEMPTS = 3, 30
+# Shots of a circuit that measures readout errors, for each shot of one that measures gradients.
+CALIBRATION_SHOTS = 10
 # For the estimate, seconds: what a job takes besides its shots, and a shot where the device does not say.
 JOB_SECONDS, SHOT_SECONDS = 3.0, 300e-6
 
@@ -58,7 +60,7 @@ def open_device(name, num_qubits, noise=True):
     service = None
     if kind == "ibm":
         if not noise:
-            raise ValueError(f"DEVICE_NOISE = 'off' with BACKEND = {name!r}: allowed for simulated devices alone")
+            raise ValueError(f"DEVICE_NOISE = 'off' with BACKEND = {name!r}: must be 'on', only simulated devices can do without")
         device, service = open_ibm(name, which, num_qubits)
     elif kind == "generic":
         device = GenericBackendV2(int(which), seed=TRANSPILER_SEED)
@@ -226,8 +228,7 @@ class DeviceBackend:
     time, math.inf for simulated devices.  most_lines: copies side by side; None is as many as fit.
     """
 
-    rule = "quantum"
-    batch = 10**9  # all groups of a tensor in one job
+    block = 10**9  # all groups of a tensor in one job
 
     def __init__(
         self,
@@ -267,16 +268,18 @@ class DeviceBackend:
         self.assignment = None
 
     def measure(self, theta, shots, seed, first=0):
-        """Measured means e = (ones - zeros) / shots, float64 (groups, n), by one job.
+        """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), by one job, and what was run.
 
-        theta: float64 (groups, n), radians. seed: (run seed, step, tensor): the job's name, and what a simulated device
-        draws from. Raises DeviceError where the device fails for good, QuotaReached before too much time is used.
+        One circuit measures a group on every line. theta: float64 (groups, n), radians. seed: (run seed, step, tensor):
+        the job's name, and what a simulated device draws from. Circuits and shots count those that calibrate. Raises DeviceError where the device fails for good, QuotaReached before too much time is used.
         """
+        calibrations = 0
         if self.mitigation == "readout" and self.assignment is None:
             pubs = [(circuit,) for circuit in readout_circuits(self.circuit)]
             content = hashlib.sha256(f"readout {self.name} {self.lines}".encode()).hexdigest()
-            zeros, ones = self.run(pubs, len(pubs), 10 * shots, (seed[0], 0, 0), content)
+            zeros, ones = self.run(pubs, len(pubs), CALIBRATION_SHOTS * shots, (seed[0], 0, 0), content)
             self.assignment = zeros[0], 1 - ones[0]  # chances to read 1 for 0, and 0 for 1
+            calibrations = len(pubs)
         copies, n = len(self.lines), theta.shape[1]
         rows = -(-len(theta) // copies)
         values = np.zeros((rows * copies, n))
@@ -286,7 +289,8 @@ class DeviceBackend:
         if self.assignment is not None:
             false_ones, false_zeros = self.assignment
             ones = (ones - false_ones) / (1 - false_ones - false_zeros)
-        return 2 * ones.reshape(rows * copies, n)[: len(theta)] - 1
+        means = 2 * ones.reshape(rows * copies, n)[: len(theta)] - 1
+        return means, rows + calibrations, (rows + CALIBRATION_SHOTS * calibrations) * shots
 
     def run(self, pubs, rows, shots, seed, content):
         """Share of ones by bit, float64 (rows, bits), for every PUB: of a job fetched, or submitted and waited for.
@@ -416,8 +420,8 @@ class DeviceBackend:
         jobs, circuits, total = steps * weights, steps * rows, steps * rows * shots
         seconds = steps * (self.job_seconds(rows, shots) + (weights - 1) * self.job_seconds(0, shots))
         if self.mitigation == "readout":
-            jobs, circuits, total = jobs + 1, circuits + 2, total + 20 * shots
-            seconds += self.job_seconds(2, 10 * shots)
+            jobs, circuits, total = jobs + 1, circuits + 2, total + 2 * CALIBRATION_SHOTS * shots
+            seconds += self.job_seconds(2, CALIBRATION_SHOTS * shots)
         return {"jobs": jobs, "circuits": circuits, "shots": total, "seconds": seconds}
 
 

@@ -29,6 +29,8 @@ from qiskit.quantum_info import Operator, Pauli, Statevector, partial_trace
 from qiskit_aer import AerSimulator
 from qiskit_aer.quantum_info.states.aer_state import AerState
 
+from update_rules import RULES
+
 # Groups that share one random stream of the shots: part of what a seed means, so never change it.
 STREAM_GROUPS = 2**9
 # A circuit that answers more weakly, or less evenly, than this multiplies the shot noise a thousandfold: refused.
@@ -67,9 +69,9 @@ def product(angles, entangling_angle):
 def chain(angles, entangling_angle):
     """H, RY(theta), a chain of CX, RY(theta / 2): data re-uploading (Perez-Salinas et al., Quantum 4, 226, 2020).
 
-    With c, s for cos, sin of theta: |<Z_0>| = sin(theta_0 / 2) c_0 c_1 + cos(theta_0 / 2) s_0, and for j > 0
-    -<Z_j> = sin(theta_j / 2) c_j c_j+1 +- cos(theta_j / 2) s_0 ... s_j (c_n = 1). Linear near 0 only: up to |s| = 0.4
-    the first term wins and every sign is right, but the size is biased, see `describe`.
+    With c, s for cos, sin of theta and c_n = 1:
+    -<Z_j> = sin(theta_j / 2) c_j c_j+1 + (-1)^j cos(theta_j / 2) s_0 ... s_j.
+    Linear near 0 only: up to |s| = 0.4 every sign is right, but the size is biased, see `describe`.
     """
     circuit = QuantumCircuit(len(angles), name="chain")
     circuit.h(circuit.qubits)
@@ -127,14 +129,14 @@ def build_ansatz(name, num_qubits, entangling_angle):
     Raises ValueError for an unknown name, a circuit that cannot be batched, and a response that cannot be inverted.
     """
     if name not in CIRCUITS:
-        raise ValueError(f"CIRCUIT = {name!r}: allowed is one of {', '.join(CIRCUITS)}")
+        raise ValueError(f"CIRCUIT = {name!r}: must be one of {', '.join(CIRCUITS)}")
     function, encoding_range = CIRCUITS[name]
     angles = ParameterVector("θ", num_qubits)
     circuit = function(angles, entangling_angle)
     if circuit.num_qubits != num_qubits or circuit.num_clbits:
         raise ValueError(
             f"CIRCUIT = {name!r} has {circuit.num_qubits} qubits and {circuit.num_clbits} classical bits: "
-            f"allowed are NUM_QUBITS = {num_qubits} and none, it is measured for you"
+            f"must have NUM_QUBITS = {num_qubits} and none, it is measured for you"
         )
     response = response_matrix(circuit, angles, encoding_range)
     singular = np.linalg.svd(response, compute_uv=False)
@@ -142,7 +144,7 @@ def build_ansatz(name, num_qubits, entangling_angle):
         raise ValueError(
             f"CIRCUIT = {name!r} with NUM_QUBITS = {num_qubits} and ENTANGLING_ANGLE = {entangling_angle:.6g}: "
             f"its response cannot be inverted, the singular values are {singular[0]:.2g} to {singular[-1]:.2g}; "
-            f"allowed is a smallest one of {SMALLEST_RESPONSE:g} and a condition number of {LARGEST_CONDITION:g}"
+            f"the smallest must be {SMALLEST_RESPONSE:g} at least, the condition number {LARGEST_CONDITION:g} at most"
         )
     return Ansatz(circuit, angles, encoding_range, response, np.linalg.inv(response))
 
@@ -176,14 +178,14 @@ def response_matrix(circuit, angles, encoding_range):
 def linear_angle(operation, angles):
     """(constant, slopes): the angle of a rotation as constant + slopes @ theta; ValueError where it is not one."""
     if operation.name not in ("rx", "ry", "rz", "rzz"):
-        raise ValueError(f"gate {operation.name!r} carries an angle: allowed is one of rx, ry, rz, rzz")
+        raise ValueError(f"gate {operation.name!r} carries an angle: must be one of rx, ry, rz, rzz")
     angle = operation.params[0]
     used = dict.fromkeys(angle.parameters, 0.0)
     try:
         constant = float(angle.bind(used))
         slopes = [float(angle.gradient(parameter)) if parameter in used else 0.0 for parameter in angles]
     except TypeError:
-        raise ValueError(f"angle {angle} of a gate {operation.name}: allowed are linear functions of theta") from None
+        raise ValueError(f"angle {angle} of a gate {operation.name}: must be a linear function of theta") from None
     return constant, np.array(slopes)
 
 
@@ -222,10 +224,9 @@ def meyer_wallach(ansatz, x):
     return 2 * (1 - float(np.mean(purities)))
 
 
-def cost(numel, num_qubits, shots):
-    """(circuits, shots) that one update of a weight with numel entries takes."""
-    circuits = -(-numel // num_qubits)
-    return circuits, circuits * shots
+def num_groups(numel, num_qubits):
+    """Groups, each a circuit of its own, that a weight with numel entries is cut into."""
+    return -(-numel // num_qubits)
 
 
 # --- The Aer engine ---------------------------------------------------------------------------------------------------
@@ -234,8 +235,8 @@ def cost(numel, num_qubits, shots):
 class AerBackend:
     """Aer's statevector simulator with the batch as an address register.
 
-    address_qubits extra qubits in uniform superposition index a block of 2^address_qubits groups; they are the lowest
-    qubits, data qubit i is qubit address_qubits + i. A rotation whose angle differs from group to group is then one
+    m extra qubits in uniform superposition index a block of 2^m groups; they are the lowest qubits, data qubit i is
+    qubit m + i. A rotation whose angle differs from group to group is then one
     multiplexed gate, controlled by the address. Aer computes the state; |amplitude|^2, one column per address,
     normalised by column, is every group's exact distribution. The shots are drawn from it (multinomial): what
     measuring gives, at a hundredth of the cost of Aer's own counts.
@@ -243,10 +244,11 @@ class AerBackend:
 
     name = "aer"
 
-    def __init__(self, ansatz, rule="quantum", address_qubits=9, device="CPU"):
-        """rule: how the shots are drawn, a name in RULES. address_qubits: size of a block, a matter of speed alone.
+    def __init__(self, ansatz, rule="quantum", block=STREAM_GROUPS, device="CPU"):
+        """rule: a name in update_rules.RULES that measures. device: "CPU" or "GPU".
 
-        device: "CPU" or "GPU". Raises ValueError where the installed Aer does not have it.
+        block: groups simulated at once, STREAM_GROUPS times a power of two; a matter of speed alone, not of results.
+        Raises ValueError where the installed Aer does not have the device.
         """
         available = AerSimulator().available_devices()
         if device not in available:
@@ -254,10 +256,8 @@ class AerBackend:
                 f"AER_DEVICE = {device!r}: the installed qiskit-aer has {', '.join(available)} alone; "
                 "the package qiskit-aer-gpu, for Linux with CUDA, brings GPU"
             )
-        self.ansatz, self.rule, self.device = ansatz, rule, device
-        self.address = list(range(address_qubits))
-        self.block = 2**address_qubits
-        self.batch = max(self.block, STREAM_GROUPS)
+        self.ansatz, self.rule, self.device, self.block = ansatz, RULES[rule], device, block
+        self.address = list(range(block.bit_length() - 1))
         self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
         self.start, self.steps = compile_batched(ansatz)
         self.registers = []  # that no thread is using at the moment
@@ -268,7 +268,7 @@ class AerBackend:
         return np.concatenate(blocks)
 
     def simulate(self, theta):
-        """`probabilities` of one block, at most 2^address_qubits groups."""
+        """`probabilities` of at most one block of groups."""
         groups, n = theta.shape
         angles = np.zeros((n, self.block))
         angles[:, :groups] = theta.T
@@ -313,7 +313,7 @@ class AerBackend:
         return state, amplitudes
 
     def measure(self, theta, shots, seed, first=0):
-        """Measured means e = (ones - zeros) / shots, float64 (groups, n).
+        """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), and what was run for them.
 
         theta: float64 (groups, n), radians. seed: tuple of ints. first: the first group's place in the update, a
         multiple of STREAM_GROUPS; every STREAM_GROUPS groups draw their shots from a random stream of their own.
@@ -323,28 +323,8 @@ class AerBackend:
         for start in range(0, len(theta), STREAM_GROUPS):
             rows = slice(start, start + STREAM_GROUPS)
             generator = np.random.default_rng(np.random.SeedSequence((*seed, (first + start) // STREAM_GROUPS)))
-            means[rows] = RULES[self.rule](distributions[rows], self.eigenvalues, shots, generator)
-        return means
-
-
-def joint_shots(probabilities, eigenvalues, shots, generator):
-    """Means e, float64 (groups, n), of shots from each group's distribution, as measuring all qubits draws them."""
-    return generator.multinomial(shots, probabilities) @ eigenvalues / shots
-
-
-def independent_shots(probabilities, eigenvalues, shots, generator):
-    """The same for each qubit on its own: a binomial count with its probability of a one, so without correlations."""
-    ones = np.clip((1 + probabilities @ eigenvalues) / 2, 0, 1)
-    return 2 * generator.binomial(shots, ones) / shots - 1
-
-
-def no_shots(probabilities, eigenvalues, shots, generator):
-    """The exact means: infinitely many shots."""
-    return probabilities @ eigenvalues
-
-
-# Update rule -> how its measured means come about. `independent` and `exact` are controls of `quantum`.
-RULES = {"quantum": joint_shots, "independent": independent_shots, "exact": no_shots}
+            means[rows] = self.rule.draw(distributions[rows], self.eigenvalues, shots, generator)
+        return means, len(theta), len(theta) * shots * self.rule.draws_shots
 
 
 def compile_batched(ansatz):
@@ -380,7 +360,7 @@ def rotation_matrices(theta, constant, slopes, pauli):
 # --- The update rule --------------------------------------------------------------------------------------------------
 
 
-class Cost(NamedTuple):
+class Usage(NamedTuple):
     """What an update took: entries of the weight measured, circuits run, shots measured, and seconds of wall time."""
 
     entries: int
@@ -436,15 +416,15 @@ def quantum_parameter_update(
     groups: the groups to measure, int64 tensor, ascending; the others get no update. None is all of them.
     share: (which, of), ints: measure only this part of them, so that the updates of all shares add up to the whole one.
 
-    Returns (update, Cost of the share); update has the shape, dtype and device of gradient and is a function of the
+    Returns (update, Usage of the share); update has the shape, dtype and device of gradient and is a function of the
     arguments alone.
     Raises FloatingPointError for a gradient or update that is not finite, ValueError for other bad arguments.
     """
     started = time.perf_counter()
     if not gradient.is_floating_point():
-        raise ValueError(f"gradient has dtype {gradient.dtype}: allowed are floating point dtypes")
+        raise ValueError(f"gradient has dtype {gradient.dtype}: must be a floating point dtype")
     if normalization not in ("group", "tensor"):
-        raise ValueError(f"NORMALIZATION = {normalization!r}: allowed is one of group, tensor")
+        raise ValueError(f"NORMALIZATION = {normalization!r}: must be one of group, tensor")
     flat = gradient.detach().reshape(-1).cpu()
     if not torch.isfinite(flat).all():
         raise FloatingPointError("the gradient is not finite")
@@ -454,31 +434,31 @@ def quantum_parameter_update(
     update = torch.zeros_like(gradient_groups)
     measured = len(gradient_groups) if groups is None else len(groups)
     which, of = share
-    batches = range(which * backend.batch, measured, of * backend.batch)
+    blocks = range(which * backend.block, measured, of * backend.block)
 
-    def measure_batch(first):
-        rows = slice(first, first + backend.batch)
+    def measure_block(first):
+        """Measure and decode the block that begins with group `first`; returns circuits, shots and groups measured."""
+        rows = slice(first, min(first + backend.block, measured))
         rows = rows if groups is None else groups[rows]
         x, scales = encode(gradient_groups[rows].double().numpy(), scale)
-        means = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, seed, first)
+        means, circuits, taken = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, seed, first)
         update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
+        return circuits, taken, len(x)
 
-    if len(batches) == 1:
-        measure_batch(batches[0])  # without a thread, so that Ctrl-C ends the wait for a device's job
-    elif batches:
-        # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next batch.
+    if len(blocks) == 1:
+        used = [measure_block(blocks[0])]  # without a thread, so that Ctrl-C ends the wait for a device's job
+    else:
+        # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next block.
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
-            for _ in threads.map(measure_batch, batches):
-                pass
+            used = list(threads.map(measure_block, blocks))
     if not torch.isfinite(update).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
     update = update.reshape(-1)[: flat.numel()].reshape(gradient.shape).to(gradient.device)
-    circuits = sum(min(backend.batch, measured - first) for first in batches)
-    to_the_end = bool(batches) and batches[-1] + backend.batch >= measured  # the share has the last of the groups
+    circuits, taken, rows = map(sum, zip(*used, strict=True)) if used else (0, 0, 0)
+    to_the_end = bool(blocks) and blocks[-1] + backend.block >= measured  # the share has the last of the groups
     padded = to_the_end and (groups is None or int(groups[-1]) == len(gradient_groups) - 1)
-    entries = circuits * n - (gradient_groups.numel() - flat.numel() if padded else 0)
-    taken = circuits * shots if backend.rule != "exact" else 0
-    return update, Cost(entries, circuits, taken, time.perf_counter() - started)
+    entries = rows * n - (gradient_groups.numel() - flat.numel() if padded else 0)
+    return update, Usage(entries, circuits, taken, time.perf_counter() - started)
 
 
 # --- What the circuits are: `python quantum_circuits.py` --------------------------------------------------------------
@@ -494,7 +474,7 @@ def describe(name, ansatz, shots):
     bias = np.sqrt(np.mean((means @ ansatz.inverse.T - uniform) ** 2))
     spread = np.sqrt(np.mean([np.diag(ansatz.inverse @ c @ ansatz.inverse.T) for c in covariances]) / shots)
     native = transpile(ansatz.circuit, basis_gates=["cx", "rz", "sx", "x"], seed_transpiler=0, optimization_level=1)
-    circuits, total = cost(768 * 768, n, shots)
+    circuits = num_groups(768 * 768, n)
     indent = "  response R       "
     response = np.array2string(np.round(ansatz.response, 9) + 0.0, precision=3, prefix=indent)
     half = noise_covariance(outcome_probabilities(ansatz, np.full(n, 0.5)))
@@ -508,24 +488,25 @@ def describe(name, ansatz, shots):
         f"  shot noise       {spread:.3f} max |g| per weight, root mean square, at {shots} shots\n"
         f"  covariance       {covariance} per shot, at x = 0.5\n"
         f"  depth            {native.depth()}, {native.count_ops().get('cx', 0)} CX, as rz, sx, x and cx gates\n"
-        f"  cost             a 768 x 768 weight: {circuits:,} circuits, {total:,} shots per step\n"
+        f"  cost             a 768 x 768 weight: {circuits:,} circuits, {circuits * shots:,} shots per step\n"
     )
 
 
 if __name__ == "__main__":
+    import sys
     from pathlib import Path
 
-    import config
+    from harness import command_line, files
 
-    def main(argv):
-        settings = config.load(argv)
+    def main(command):
+        settings = command.runs[0]
         folder = Path(settings.results_dir) / "circuits"
         for name in CIRCUITS:
             ansatz = build_ansatz(name, settings.num_qubits, settings.entangling_angle)
             folder.mkdir(parents=True, exist_ok=True)
             print(describe(name, ansatz, settings.shots))
             figure = ansatz.circuit.draw("mpl", fold=-1)
-            config.write_atomically(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150))
+            files.write_atomically(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150))
         print(f"drawings: {folder}")
 
-    config.run_as_script(main)
+    command_line.run_as_script(main, command_line.parse_or_exit(sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""What surrounds the training loop: run folders, checkpoints, several processes, studies, the command line's manners."""
+"""What surrounds the training loop: run folders, checkpoints, processes, studies, manners of the command line."""
