@@ -39,7 +39,7 @@ CALIBRATION_SHOTS = 10
 JOB_SECONDS, SHOT_SECONDS = 3.0, 300e-6
 
 
-class DeviceError(Exception):
+class DeviceError(ConnectionError):
     """The device or its service cannot go on; the message is one line without secrets."""
 
 
@@ -60,7 +60,7 @@ def open_device(name, num_qubits, noise=True):
     service = None
     if kind == "ibm":
         if not noise:
-            raise ValueError(f"DEVICE_NOISE = 'off' with BACKEND = {name!r}: must be 'on', only simulated devices can do without")
+            raise ValueError(f"DEVICE_NOISE = 'off' with BACKEND = {name!r}: must be 'on' for a real device")
         device, service = open_ibm(name, which, num_qubits)
     elif kind == "generic":
         device = GenericBackendV2(int(which), seed=TRANSPILER_SEED)
@@ -271,7 +271,8 @@ class DeviceBackend:
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), by one job, and what was run.
 
         One circuit measures a group on every line. theta: float64 (groups, n), radians. seed: (run seed, step, tensor):
-        the job's name, and what a simulated device draws from. Circuits and shots count those that calibrate. Raises DeviceError where the device fails for good, QuotaReached before too much time is used.
+        the job's name, and what a simulated device draws from. Circuits and shots count those that calibrate. Raises
+        DeviceError where the device fails for good, QuotaReached before too much time is used.
         """
         calibrations = 0
         if self.mitigation == "readout" and self.assignment is None:
@@ -391,6 +392,8 @@ class DeviceBackend:
         for attempt in range(NETWORK_ATTEMPTS):
             try:
                 return call()
+            except DeviceError:
+                raise  # of a call within this one
             except RuntimeJobFailureError as error:
                 raise JobFailed(without_secrets(error)) from None
             except (RuntimeInvalidStateError, RuntimeJobMaxTimeoutError) as error:

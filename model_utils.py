@@ -17,36 +17,30 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas
 import torch
 
-# Names that today's hub knows under their owner.
+import config
+
+# Data sets that the hub used to list without their owner.
 HUB_IDS = {
     "glue": "nyu-mll/glue",
     "sst2": "stanfordnlp/sst2",
     "imdb": "stanfordnlp/imdb",
     "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
 }
-GLUE_COLUMNS = {
-    "cola": ("sentence",),
-    "sst2": ("sentence",),
-    "mrpc": ("sentence1", "sentence2"),
-    "qqp": ("question1", "question2"),
-    "mnli": ("premise", "hypothesis"),
-    "qnli": ("question", "sentence"),
-    "rte": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
 USUAL_COLUMNS = (("sentence",), ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"))
+FILE_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "test")
-HELD_OUT = 0.2  # part of the training rows that becomes the evaluation split where there is none
-# The small model and the sentences that come with the code, and what they stand in for where no hub can be reached.
+HELD_OUT = 0.2  # part of the training rows that becomes the evaluation split if there is none
+# The small model and the sentences in this repository, and the published ones that they replace without a hub.
 EMBEDDED = Path(__file__).parent / "embedded"
 PUBLISHED_MODEL = "distilbert-base-uncased"
 PUBLISHED_DATA = ("glue", "sst2")
-HUB_PROBLEMS = []  # the first that was found: from then on the hub's libraries are offline in this process
+HUB_PROBLEMS = []  # the first problem found; after it the hub's libraries are offline in this process
 LOCAL_ADVICE = 'give a local MODEL_NAME and DATASET_NAME, or "embedded" for both'
 
-# Weights of the attention of one layer, which is group 1. Shared by all layers in ALBERT.
+# Names of the attention weights of one layer; the group is the layer's number. In ALBERT all layers share one set.
 FUSED = ("c_attn", "in_proj")  # one weight that holds q, k and v
 ATTENTION_WEIGHTS = (
     r"(?:^|\.)transformer\.layer\.(\d+)\.attention\.(?:q|k|v|out)_lin\.weight$",  # DistilBERT
@@ -62,7 +56,7 @@ class OutOfReach(ValueError):
 
 
 class Example(NamedTuple):
-    """A labelled text, or pair of texts."""
+    """A labelled text, or pair of texts; label from 0."""
 
     text: str
     pair: str | None
@@ -78,33 +72,33 @@ class Data(NamedTuple):
 
 
 def hub_problem(path, seconds=8.0):
-    """Why the hub does not serve `path` (of a file) within `seconds`; "" where it does, or says itself what is wrong.
+    """Ask the hub for a file: why it does not answer within `seconds`, a str, or "" if it does, even with an error.
 
-    Where there is a problem the hub's libraries are set offline, as they would retry for minutes. Call it before they
-    are imported. The environment's HF_ENDPOINT and HF_HUB_OFFLINE count.
+    path: the file's, below the hub's address (HF_ENDPOINT). After a problem the hub's libraries are offline
+    (HF_HUB_OFFLINE), as they would retry for minutes; they must not be imported before.
     """
     if HUB_PROBLEMS:
         return HUB_PROBLEMS[0]
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "HF_HUB_OFFLINE is set"
-    answers = []
+    answer = ["the hub cannot be reached"]
 
     def ask():
         endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         try:
             request = urllib.request.Request(f"{endpoint}/{path}", method="HEAD")
             with urllib.request.urlopen(request, timeout=seconds):
-                answers.append("")
+                answer[0] = ""
         except urllib.error.HTTPError as error:
             busy = error.code in (408, 429) or error.code >= 500
-            answers.append(f"the hub answers {error.code} {error.reason}, try again later" if busy else "")
+            answer[0] = f"the hub answers {error.code} {error.reason}, try again later" if busy else ""
         except (OSError, ValueError, http.client.HTTPException):
-            answers.append("the hub cannot be reached")
+            pass  # it cannot be reached
 
     asking = threading.Thread(target=ask, daemon=True)  # a name look-up has no time limit of its own
     asking.start()
     asking.join(seconds)
-    problem = answers[0] if answers else "the hub cannot be reached"
+    problem = answer[0]
     if problem:
         HUB_PROBLEMS.append(problem)
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -112,7 +106,7 @@ def hub_problem(path, seconds=8.0):
 
 
 def hub_reason(error, problem):
-    """Why something of the hub cannot be had: the problem found before, or what its answer to the libraries means."""
+    """Why the hub's libraries raised `error`, a str: the problem that hub_problem found, or what their error means."""
     if problem:
         return f"{problem}, and no copy is in the cache; {LOCAL_ADVICE}"
     if "BuilderConfig" in str(error):
@@ -130,19 +124,17 @@ def hub_reason(error, problem):
 
 
 def load_data(settings):
-    """The Data of a run. Raises OutOfReach where the hub cannot give it, ValueError for whatever else is wrong."""
+    """Read the data set and draw a run's Data. Raises OutOfReach if the hub cannot give it, else ValueError."""
     name = settings.dataset_name
-    if settings.dataset_revision and (name == "embedded" or is_local(name)):
-        raise ValueError(
-            f"DATASET_REVISION = {settings.dataset_revision!r}: allowed with local data is only an empty one"
-        )
-    if name == "embedded":
-        train, evaluation, source = read_local(EMBEDDED / "sentences", settings.seed)
-        source["kind"] = "embedded"
-    elif is_local(name):
-        train, evaluation, source = read_local(Path(os.path.expanduser(name)), settings.seed)
+    local = name == "embedded" or config.is_local(name)
+    if local and settings.dataset_revision:
+        raise ValueError(f"DATASET_REVISION = {settings.dataset_revision!r}: must be empty with local data")
+    if local:
+        path = EMBEDDED / "sentences" if name == "embedded" else Path(os.path.expanduser(name))
+        train, evaluation, source = read_local(path, settings.seed)
+        source["kind"] = "embedded" if name == "embedded" else "local"
     else:
-        train, evaluation, source = read_hub(name, settings.dataset_config, settings.dataset_revision)
+        train, evaluation, source = read_hub(settings)
     columns = text_columns(settings, train.columns)
     drawn = [draw_examples(train, columns, settings, "TRAIN_SIZE")]
     drawn.append(draw_examples(evaluation, columns, settings, "EVAL_SIZE"))
@@ -151,199 +143,179 @@ def load_data(settings):
     return Data(*drawn, source | sizes | {"columns": columns, "sha256_of_examples": digest})
 
 
-def is_local(name):
-    """Whether a setting names a folder or file rather than a hub id: it exists, or can only be a path."""
-    return Path(os.path.expanduser(name)).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-class Table(NamedTuple):
-    """Rows of a split: rows[index] is a dict by column, `indices` are the split's, `where` names it in messages."""
-
-    rows: object
-    columns: list[str]
-    where: str
-    indices: list[int]
-
-
 def read_local(path, seed):
-    """(training Table, evaluation Table, source) of a folder with train.* and validation.*, or of one file."""
+    """Read a folder with train.* and validation.*, or one file: (training rows, evaluation rows, source).
+
+    Rows are DataFrames, see read_table. Without an evaluation file, HELD_OUT of the training rows are drawn for it.
+    """
     if not path.exists():
         raise ValueError(f"DATASET_NAME = {str(path)!r}: no such file or folder")
+    files = {"train": path}
     if path.is_dir():
-        files = {
-            split: [file for file in sorted(path.glob(f"{split}.*")) if file.suffix in READERS]
-            for split in ("train", *EVALUATION_SPLITS)
-        }
-        for found in files.values():
-            if len(found) > 1:
-                raise ValueError(f"DATASET_NAME = {str(path)!r}: {found[0].name} and {found[1].name} are one too many")
-        if not files["train"]:
-            raise ValueError(
-                f"DATASET_NAME = {str(path)!r}: holds no train file, allowed are train{{{', '.join(READERS)}}}"
-            )
-        train = read_table(files["train"][0])
-        for split in EVALUATION_SPLITS:
-            if files[split]:
-                return train, read_table(files[split][0]), {"kind": "local", "path": str(path), "evaluation": split}
-    else:
-        train = read_table(path)
-    if len(train.rows) < 2:
-        raise ValueError(f"{path}: holds one row, at least two are needed, one of them for evaluation")
-    order = torch.randperm(len(train.rows), generator=torch.Generator().manual_seed(seed)).tolist()
+        splits = ("train", *EVALUATION_SPLITS)
+        found = [file for file in sorted(path.iterdir()) if file.stem in splits and file.suffix in FILE_ENDINGS]
+        files = {file.stem: file for file in found}
+        if "train" not in files or len(files) < len(found):
+            endings, names = ", ".join(FILE_ENDINGS), ", ".join(file.name for file in found) or "none"
+            required = f"must hold one train file ({endings}) and at most one of any other split, holds {names}"
+            raise ValueError(f"DATASET_NAME = {str(path)!r}: {required}")
+    train = read_table(files["train"])
+    split = next((split for split in EVALUATION_SPLITS if split in files), None)
+    if split:
+        return train, read_table(files[split]), {"path": str(path), "evaluation": split}
+    if len(train) < 2:
+        raise ValueError(f"{path}: must hold at least two rows, one of them for evaluation")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, round(HELD_OUT * len(order)))
-    train, evaluation = train._replace(indices=order[held:]), train._replace(indices=order[:held])
-    return train, evaluation, {"kind": "local", "path": str(path), "evaluation": f"{HELD_OUT:.0%} held out of train"}
-
-
-def read_delimited(path, **dialect):
-    reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), **dialect)
-    names = reader.fieldnames or []
-    if len(set(names)) < len(names):
-        raise ValueError(f"the header names a column twice: {', '.join(names)}")
-    rows = list(reader)
-    for number, row in enumerate(rows, 1):
-        if None in row:
-            raise ValueError(f"row {number} has more fields than the header")
-    return rows
-
-
-def read_json_lines(path):
-    rows = []
-    for number, line in enumerate(path.read_bytes().decode("utf-8-sig").split("\n"), 1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
-            raise ValueError(f"line {number}: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"line {number} is not a JSON object")
-        if row:
-            rows.append(row)
-    return rows
-
-
-def read_parquet(path):
-    from pyarrow.parquet import read_table  # not through the datasets library, which caches by name and time
-
-    return read_table(path).to_pylist()
-
-
-READERS = {
-    ".tsv": lambda path: read_delimited(path, delimiter="\t", quoting=csv.QUOTE_NONE),  # as GLUE writes it
-    ".csv": read_delimited,
-    ".jsonl": read_json_lines,
-    ".json": read_json_lines,
-    ".parquet": read_parquet,
-}
+    source = {"path": str(path), "evaluation": f"{HELD_OUT:.0%} held out of train"}
+    return train.iloc[order[held:]], train.iloc[order[:held]], source
 
 
 def read_table(path):
-    """The Table of one local file, by its ending; ValueError in one line where it cannot be read or has no rows."""
-    if path.suffix not in READERS:
-        raise ValueError(f"DATASET_NAME = {str(path)!r}: allowed endings are {', '.join(READERS)}")
+    """Read one local file, by its ending: a pandas.DataFrame of Python objects, None where a cell is missing.
+
+    Its index counts rows from 0 and has the path as its name, for messages. Raises ValueError, in one line.
+    """
+    if path.suffix not in FILE_ENDINGS:
+        raise ValueError(f"DATASET_NAME = {str(path)!r}: must end in one of {', '.join(FILE_ENDINGS)}")
     try:
-        rows = READERS[path.suffix](path)
+        if path.suffix == ".parquet":
+            rows = pandas.read_parquet(path, to_pandas_kwargs={"ignore_metadata": True}).astype(object)
+        else:
+            text = path.read_bytes().decode().removeprefix("\ufeff")
+            rows = read_delimited(text, path.suffix) if path.suffix in (".tsv", ".csv") else read_json_lines(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text, byte {error.object[error.start]:#04x} at {error.start}") from None
-    except (ValueError, csv.Error, OSError) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {error}") from None
-    if not rows:
+    except (ValueError, OSError, NotImplementedError) as error:  # what pandas and pyarrow raise
+        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())}") from None
+    if not rows.columns.is_unique:
+        raise ValueError(f"{path}: the header names a column twice: {', '.join(map(str, rows.columns))}")
+    if not len(rows):
         raise ValueError(f"{path}: holds no rows")
-    return Table(rows, list(rows[0]), str(path), list(range(len(rows))))
+    return rows.where(rows.notna(), None).rename_axis(str(path))
 
 
-def read_hub(name, config, revision=""):
-    """(training Table, evaluation Table, source) of a hub data set; OutOfReach where it cannot be had.
+def read_delimited(text, suffix):
+    """Parse the text of a .tsv (without quoting, as GLUE writes it) or .csv file: a DataFrame of str."""
+    # The header is read as a row: of a header, pandas renames repeated names and, if the first row is longer, makes an
+    # index. Only the Python engine tells a missing field, None, from an empty one.
+    dialect = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
+    dialect |= {"header": None, "dtype": object, "keep_default_na": False, "engine": "python"}
+    rows = pandas.read_csv(io.StringIO(text, newline=""), **dialect)
+    return rows[1:].set_axis(rows.iloc[0].tolist(), axis="columns").reset_index(drop=True)
 
-    source["revision"] is the commit that the revision, "" for the newest, stands for.
+
+def read_json_lines(text):
+    """Parse one JSON object per line: a DataFrame. pandas.read_json would change types, and not name the bad line."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows.append(json.loads(line) if line.strip() else {})
+            if not isinstance(rows[-1], dict):
+                raise ValueError("must be a JSON object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from None
+    return pandas.DataFrame([row for row in rows if row], dtype=object)
+
+
+def read_hub(settings):
+    """Read a hub data set: (training rows, evaluation rows, source), as read_local. Raises OutOfReach or ValueError.
+
+    source["revision"] is the commit that DATASET_REVISION, "" for the newest, stands for.
     """
+    name, configuration, revision = settings.dataset_name, settings.dataset_config, settings.dataset_revision
     hub_id = HUB_IDS.get(name, name)
     problem = hub_problem(f"datasets/{hub_id}/resolve/{revision or 'main'}/README.md")
     import datasets
 
     datasets.utils.logging.set_verbosity_error()
     try:
-        splits = datasets.load_dataset(hub_id, config or None, revision=revision or None)
+        splits = datasets.load_dataset(hub_id, configuration or None, revision=revision or None)
     except Exception as error:  # the hub's libraries raise many kinds; each means that the data cannot be had
         why = hub_reason(error, problem)
-        raise OutOfReach(f"DATASET_NAME = {name!r}, DATASET_CONFIG = {config!r}: {why}") from error
+        raise OutOfReach(f"DATASET_NAME = {name!r}, DATASET_CONFIG = {configuration!r}: {why}") from error
     evaluation = next((split for split in EVALUATION_SPLITS if split in splits), None)
     if "train" not in splits or evaluation is None:
-        raise ValueError(
-            f"DATASET_NAME = {name!r}: has the splits {', '.join(splits)}: needs train and validation or test"
-        )
-    tables = []
-    for split in ("train", evaluation):
-        rows = splits[split]
-        tables.append(Table(rows, rows.column_names, f"{name} {split}", list(range(len(rows)))))
-    files = splits["train"].cache_files  # the cache names a folder by the commit of the hub
-    commit = Path(files[0]["filename"]).parent.name if files else None
-    return *tables, {"kind": "hub", "id": hub_id, "revision": commit, "config": config, "evaluation": evaluation}
+        found = ", ".join(splits)
+        raise ValueError(f"DATASET_NAME = {name!r}: has the splits {found}, must have train and validation or test")
+    tables = [splits[split].to_pandas().rename_axis(f"{name} {split}") for split in ("train", evaluation)]
+    files = splits["train"].cache_files
+    commit = Path(files[0]["filename"]).parent.name if files else None  # its folder is named by the commit
+    source = {"kind": "hub", "id": hub_id, "revision": commit, "config": configuration, "evaluation": evaluation}
+    return *tables, source
 
 
 def text_columns(settings, columns):
-    """One or two names of columns that hold the texts: as set, of the GLUE task, or the usual ones."""
+    """The one or two names of columns that hold the texts: TEXT_COLUMNS, those of the GLUE task, or the usual ones."""
     if settings.text_columns:
         return settings.text_columns
-    name = settings.dataset_name
-    if HUB_IDS.get(name, name) == HUB_IDS["glue"] and not is_local(name):
-        return GLUE_COLUMNS[settings.dataset_config]
+    if config.is_glue(settings.dataset_name):
+        return config.GLUE[settings.dataset_config][1]
     for usual in USUAL_COLUMNS:
         if set(usual) <= set(columns):
             return usual
-    raise ValueError(f"TEXT_COLUMNS = []: none of the usual names is there, choose from {', '.join(map(str, columns))}")
+    raise ValueError(
+        f"TEXT_COLUMNS = []: no column has a usual name, must be one or two of {', '.join(map(str, columns))}"
+    )
 
 
-def draw_examples(table, columns, settings, size_name):
-    """Examples of a table, as many as the setting size_name says (0 = all), drawn with the seed; checks all labels."""
+def draw_examples(rows, columns, settings, size_name):
+    """Draw as many rows as the setting size_name says (0 = all), with SEED: a list of Examples.
+
+    columns: names of the one or two columns of text. Raises ValueError if any label, or a drawn text, is not valid.
+    """
+    where = rows.index.name
     for column in (*columns, settings.label_column):
-        if column not in table.columns:
-            raise ValueError(f"{table.where}: has no column {column!r}, allowed is one of {', '.join(table.columns)}")
-    size, total = getattr(settings, size_name.lower()), len(table.indices)
-    if size > total:
-        raise ValueError(f"{size_name} = {size}: allowed is 0 to {total}, the rows of {table.where} (0 = all)")
-    if isinstance(table.rows, list):
-        labels = [row.get(settings.label_column) for row in table.rows]
-    else:  # a hub data set decodes a whole column much faster than row by row
-        labels = table.rows[settings.label_column]
-    labels = [read_label(label, settings.num_labels, f"{table.where}, row {i}") for i, label in enumerate(labels, 1)]
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(settings.seed)).tolist()
+        if column not in rows.columns:
+            raise ValueError(f"{where}: has no column {column!r}, must be one of {', '.join(map(str, rows.columns))}")
+    size = getattr(settings, size_name.lower())
+    if size > len(rows):
+        raise ValueError(f"{size_name} = {size}: must be from 0 to {len(rows)}, the rows of {where} (0 = all)")
+    for index, label in rows[settings.label_column].items():
+        read_label(label, settings.num_labels, f"{where}, row {index + 1}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    drawn = rows[[settings.label_column, *columns]].iloc[order[: size or None]]
     examples = []
-    for index in (table.indices[place] for place in order[: size or total]):
-        texts = [table.rows[index].get(column) for column in columns]
+    for index, label, *texts in drawn.itertuples(name=None):
+        row = f"{where}, row {index + 1}"
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{table.where}, row {index + 1}: {', '.join(columns)} = {texts}, allowed are texts")
-        examples.append(Example(texts[0], texts[1] if len(texts) > 1 else None, labels[index]))
+            raise ValueError(f"{row}: {', '.join(columns)} = {texts} must be text")
+        examples.append(Example(texts[0], (*texts, None)[1], read_label(label, settings.num_labels, row)))
     return examples
 
 
 def read_label(label, num_labels, where):
+    """A label, of any type, as an int; ValueError, saying where it stands, if it is none of 0 to num_labels - 1."""
     try:
         number = int(label)
-        valid = 0 <= number < num_labels and (isinstance(label, str) or number == label)
+        if 0 <= number < num_labels and (isinstance(label, str) or number == label):
+            return number
     except (TypeError, ValueError, OverflowError):
-        valid = False
-    if not valid:
-        allowed = f"whole numbers 0 to {num_labels - 1} (NUM_LABELS = {num_labels})"
-        raise ValueError(f"{where}: label {label!r}, allowed are {allowed}")
-    return number
+        pass
+    required = f"must be a whole number from 0 to {num_labels - 1} (NUM_LABELS = {num_labels})"
+    raise ValueError(f"{where}: label {label!r} {required}")
 
 
 def tokenize(tokenizer, examples, max_length):
-    """Token ids of the examples as a list of dicts for `tokenizer.pad`, each with its "label"; none may be empty."""
+    """Tokenize Examples, cut to max_length tokens: a list of dicts for `tokenizer.pad`, each with its "label".
+
+    Raises ValueError if a text has no token.
+    """
     texts = [example.text for example in examples]
     pairs = [example.pair for example in examples] if examples and examples[0].pair is not None else None
     encoded = tokenizer(texts, pairs, truncation=True, max_length=max_length)
     for example, ids in zip(examples, encoded["input_ids"], strict=True):
         if not ids:
-            raise ValueError(f"the text {example.text!r} has no token, allowed are texts that have at least one")
-    keys = list(encoded.keys())
-    return [
-        {"label": example.label, **{key: encoded[key][index] for key in keys}} for index, example in enumerate(examples)
-    ]
+            raise ValueError(f"the text {example.text!r} has no token, must have at least one")
+    columns = {"label": [example.label for example in examples], **encoded}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def collate(tokenizer, encoded, device):
-    """(inputs, labels) of a batch: tensors padded to its longest input, int64 (batch, length) and (batch,)."""
+    """Pad tokenized examples to the longest one: (inputs, labels) on the device.
+
+    inputs: dict of int64 tensors, shape (batch, length). labels: int64 tensor, shape (batch,).
+    """
     inputs = [{key: value for key, value in item.items() if key != "label"} for item in encoded]
     padded = tokenizer.pad(inputs, return_tensors="pt").to(device)
     return padded, torch.tensor([item["label"] for item in encoded], device=device)
@@ -353,20 +325,18 @@ def collate(tokenizer, encoded, device):
 
 
 def load_model(settings):
-    """(model, tokenizer, source): float32 weights on the CPU, a fresh head drawn with the seed, and the provenance.
+    """Load the model, float32 weights on the CPU, and its tokenizer: (model, tokenizer, source).
 
-    Raises OutOfReach where the hub cannot give it, ValueError where it cannot be read or does not fit the settings.
+    A head that the model does not bring is drawn with SEED. source: where both come from, a dict for environment.json.
+    Raises OutOfReach if the hub cannot give the model, ValueError if it is unreadable or does not fit the settings.
     """
     name = settings.model_name
-    embedded = name == "embedded"
-    local = embedded or is_local(name)
-    path = str(EMBEDDED / "model" if embedded else Path(os.path.expanduser(name))) if local else name
+    local = name == "embedded" or config.is_local(name)
+    path = str(EMBEDDED / "model") if name == "embedded" else os.path.expanduser(name) if local else name
     if local and not Path(path).is_dir():
         raise ValueError(f"MODEL_NAME = {name!r}: no such folder")
     if local and settings.model_revision:
-        raise ValueError(
-            f"MODEL_REVISION = {settings.model_revision!r}: allowed with a local model is only an empty one"
-        )
+        raise ValueError(f"MODEL_REVISION = {settings.model_revision!r}: must be empty with a local model")
     revision = settings.model_revision or "main"
     problem = "" if local else hub_problem(f"{name}/resolve/{revision}/config.json")
     import huggingface_hub
@@ -378,61 +348,51 @@ def load_model(settings):
     if not local:
         huggingface_hub.utils.enable_progress_bars()  # of downloads: the weights are hundreds of megabytes
     where = {"local_files_only": local or bool(problem), "revision": revision}
+    head = {"num_labels": settings.num_labels, "ignore_mismatched_sizes": True}  # another head is refused below
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        own_head = AutoConfig.from_pretrained(path, **where)
+        own_config = AutoConfig.from_pretrained(path, **where)
         torch.manual_seed(settings.seed)  # the head is drawn from the global random state
         model, loaded = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=settings.num_labels,
-            dtype=torch.float32,
-            **where,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, in one line
+            path, dtype=torch.float32, output_loading_info=True, **head, **where
         )
     except Exception as error:  # loaders raise many kinds; each means that this model cannot be had
         if local:
             raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: {error}") from error
         raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded: {hub_reason(error, problem)}") from error
-    refuse_bad_weights(name, settings.num_labels, model, loaded, own_head)
+    refuse_bad_weights(name, settings.num_labels, model, loaded, own_config)
     if tokenizer.pad_token is None:  # GPT-2 has none; its classification head reads the last token before padding
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     longest = min(tokenizer.model_max_length, *positions(model))
     if settings.max_length > longest:
-        raise ValueError(f"MAX_LENGTH = {settings.max_length}: allowed with {name} is at most {longest}")
-    kind = "embedded" if embedded else "local" if local else "hub"
-    if local:
-        source = {"kind": kind, "path": str(Path(path).resolve())}
-    else:
-        # In a folder named by the commit that the revision stands for.
+        raise ValueError(f"MAX_LENGTH = {settings.max_length}: must be at most {longest} with {name}")
+    source = {"kind": "embedded" if name == "embedded" else "local", "path": str(Path(path).resolve())}
+    if not local:
         cached = huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision)
-        commit = Path(cached).parent.name if isinstance(cached, str) else None
-        source = {"kind": kind, "id": name, "revision": commit}
+        commit = Path(cached).parent.name if isinstance(cached, str) else None  # its folder is named by the commit
+        source = {"kind": "hub", "id": name, "revision": commit}
     fresh = sorted(loaded["missing_keys"])
     return model, tokenizer, source | {"parameters": sum(p.numel() for p in model.parameters()), "fresh_weights": fresh}
 
 
 def refuse_bad_weights(name, num_labels, model, loaded, own_config):
-    """ValueError where what was loaded does not fill the encoder, or has a head for another number of classes."""
+    """Raise ValueError if the loaded weights do not fill the encoder or have a head for another number of classes."""
     if loaded["mismatched_keys"]:
         if own_config.num_labels != num_labels:
-            raise ValueError(f"NUM_LABELS = {num_labels}: the head of {name} has {own_config.num_labels}")
-        raise ValueError(
-            f"MODEL_NAME = {name!r}: weights of another shape: {sorted(map(str, loaded['mismatched_keys']))}"
-        )
+            raise ValueError(f"NUM_LABELS = {num_labels}: must be {own_config.num_labels}, as the head of {name} has")
+        mismatched = sorted(map(str, loaded["mismatched_keys"]))
+        raise ValueError(f"MODEL_NAME = {name!r}: weights of another shape: {mismatched}")
     encoder = model.base_model_prefix + "."
     missing = sorted(key for key in loaded["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
     if missing:
-        raise ValueError(
-            f"MODEL_NAME = {name!r}: its weights are not those of a {model.config.model_type} model, "
-            f"{len(missing)} of the encoder are missing: {missing[0]}, ..."
-        )
+        kind, names = model.config.model_type, f"{len(missing)} of the encoder are missing: {missing[0]}, ..."
+        raise ValueError(f"MODEL_NAME = {name!r}: its weights are not those of a {kind} model, {names}")
 
 
 def positions(model):
-    """Upper bounds of the input length in tokens that the model's position embeddings set."""
+    """Upper bounds of the input length, in tokens, that the model's position embeddings set: a list of int."""
     bounds = [getattr(model.config, "max_position_embeddings", None) or 0]
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
@@ -442,23 +402,23 @@ def positions(model):
 
 
 def attention_weights(model, layers, pattern=""):
-    """(weights, note): the selected attention weights by name, a dict of Parameters in the model's order, and a remark.
+    """Select attention weights: (weights, note).
 
-    layers: "all" or a sequence of ints. pattern: a regular expression on parameter names that selects in place of them.
-    Raises ValueError where nothing is found, naming what there is to choose from.
+    layers: "all" or a sequence of int, from 0. pattern: regular expression on names, replaces layers unless empty.
+    weights: dict name -> Parameter, in the model's order. note: a remark for the user, or "".
+    Raises ValueError if nothing is found, naming what there is to choose from.
     """
     matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim >= 2}
     choices = ", ".join(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", r"\\d+", name) for name in matrices))
     if pattern:
         chosen = {name: parameter for name, parameter in matrices.items() if re.search(pattern, name)}
         if not chosen:
-            raise ValueError(f"ATTENTION_PATTERN = {pattern!r}: matches no weight, choose from {choices}")
+            raise ValueError(f"ATTENTION_PATTERN = {pattern!r}: matches no weight, must match one of {choices}")
         return chosen, ""
     found, fused = {}, set()
     for name in matrices:
-        match = next(filter(None, (re.search(family, name) for family in ATTENTION_WEIGHTS)), None)
-        if match:
-            found.setdefault(int(match.group(1)), []).append(name)
+        if match := re.search("|".join(ATTENTION_WEIGHTS), name):
+            found.setdefault(int(match[match.lastindex]), []).append(name)
             fused |= {part for part in FUSED if part in name}
     if not found or min(map(len, found.values())) < (2 if fused else 4):
         raise ValueError(
@@ -473,25 +433,38 @@ def attention_weights(model, layers, pattern=""):
         note = f"q, k and v are one fused weight ({fused.pop()})"
     wrong = [layer for layer in (() if layers == "all" else layers) if layer >= total]
     if wrong:
-        raise ValueError(f'ATTENTION_LAYERS = {list(layers)}: allowed with this model is 0 to {total - 1} or "all"')
+        raise ValueError(f'ATTENTION_LAYERS = {list(layers)}: must be from 0 to {total - 1} with this model, or "all"')
     sets = sorted(found) if layers == "all" else {layer * len(found) // total for layer in layers}
     return {name: matrices[name] for name in matrices if any(name in found[group] for group in sets)}, note
 
 
-def evaluate(model, tokenizer, encoded, batch_size, device):
-    """(loss, right) over tokenized examples: cross entropy and number of right answers, both sums; dropout off.
+def unused_weights(model, inputs):
+    """Names, a set of str, of the trainable parameters that get no gradient when the model runs on `inputs`.
 
-    Batches hold inputs of similar length.
+    inputs: dict of tensors of one example. Runs in evaluation mode, so it draws no random number; gradients are kept.
+    """
+    weights = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    was_training = model.training
+    model.eval()
+    gradients = torch.autograd.grad(model(**inputs).logits.sum(), list(weights.values()), allow_unused=True)
+    model.train(was_training)
+    return {name for name, gradient in zip(weights, gradients, strict=True) if gradient is None}
+
+
+def evaluate(model, tokenizer, encoded, batch_size, device):
+    """Evaluate the model on tokenized examples, without dropout, in batches of similar length: (loss, num_correct).
+
+    loss: float, sum of the cross entropies in nats. num_correct: int, number of correct predictions.
     """
     was_training = model.training
     model.eval()
     by_length = sorted(encoded, key=lambda item: len(item["input_ids"]))
-    loss, right = 0.0, 0
+    loss, num_correct = 0.0, 0
     with torch.inference_mode():
         for first in range(0, len(by_length), batch_size):
             inputs, labels = collate(tokenizer, by_length[first : first + batch_size], device)
             logits = model(**inputs).logits.float()
             loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            right += (logits.argmax(dim=-1) == labels).sum().item()
+            num_correct += (logits.argmax(dim=-1) == labels).sum().item()
     model.train(was_training)
-    return loss, right
+    return loss, num_correct

@@ -29,12 +29,14 @@ from qiskit_aer import AerSimulator
 from qiskit_aer.primitives import SamplerV2
 from tqdm import tqdm
 
-import analyze
 import config
 import quantum_circuits as qc
+from report import figures
+from update_rules import RULES
 
 GROUPS, QUBITS, SHOTS, PHI = 2**17, 5, 1000, math.pi / 4
 REPEATS = 5
+OUR_COLOUR = RULES["quantum"].colour
 WORKLOADS = {"W": "graph", "W2": "chain"}
 CHECKED = 200  # groups whose exact means qiskit's Statevector gives
 PEER_BLOCK = (
@@ -364,10 +366,10 @@ def print_table(name, rows):
 
 def save_bars(path, tables):
     """Seconds of each contestant, on a logarithmic axis, a panel per workload."""
-    figure = analyze.new_figure(11, 4.2)
+    figure = figures.new_figure(11, 4.2)
     for ax, (name, rows) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
         rows = sorted((row for row in rows if "missing" not in row), key=lambda row: -row["seconds"])
-        colors = [analyze.PALETTE["quantum" if row["ratio"] == 1 else "batch"] for row in rows]
+        colors = [OUR_COLOUR if row["ratio"] == 1 else figures.BATCH_COLOUR for row in rows]
         names = [row["name"] + ("*" if row["measured_groups"] < GROUPS else "") for row in rows]
         ax.barh(range(len(rows)), [row["seconds"] for row in rows], color=colors)
         ax.set_yticks(range(len(rows)), names)
@@ -375,13 +377,13 @@ def save_bars(path, tables):
             ax.text(row["seconds"] * 1.15, place, f"{row['seconds']:,.2f}", va="center", fontsize=8)
         ax.set(xscale="log", xlabel="seconds", title=f"{name}: {WORKLOADS[name]}")
         ax.set_xlim(right=ax.get_xlim()[1] * 50)
-    analyze.add_title(figure, f"{GROUPS:,} circuits of {QUBITS} qubits, {SHOTS} shots. * extrapolated from a sample.")
-    analyze.save_figure(figure, path)
+    figures.add_title(figure, f"{GROUPS:,} circuits of {QUBITS} qubits, {SHOTS} shots. * extrapolated from a sample.")
+    figures.save_figure(figure, path)
 
 
 def save_scaling(path, scaling):
     """Seconds against weights and against qubits, each beside the law expected."""
-    figure = analyze.new_figure(9, 3.6)
+    figure = figures.new_figure(9, 3.6)
     panels = [
         ("by_weights", "weights (5 qubits)", lambda weights: weights, "proportional"),
         ("by_qubits", "qubits (1,000,000 weights)", lambda n: 2**n / n, "like $2^n / n$"),
@@ -390,13 +392,13 @@ def save_scaling(path, scaling):
         ax = figure.add_subplot(1, 2, index + 1)
         sizes, seconds = np.array(list(scaling[key])), np.array(list(scaling[key].values()))
         expected = law(sizes.astype(float))
-        ax.plot(sizes, expected * seconds[-1] / expected[-1], color=analyze.PALETTE["batch"], ls="--", label=text)
-        ax.plot(sizes, seconds, color=analyze.PALETTE["quantum"], marker="o", label="measured")
+        ax.plot(sizes, expected * seconds[-1] / expected[-1], color=figures.BATCH_COLOUR, ls="--", label=text)
+        ax.plot(sizes, seconds, color=OUR_COLOUR, marker="o", label="measured")
         ax.set(yscale="log", xlabel=label, ylabel="seconds per update")
         if key == "by_weights":
             ax.set_xscale("log")
         ax.legend(frameon=False)
-    analyze.save_figure(figure, path)
+    figures.save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-import config
+from harness.command_line import Stopped
+from harness.files import sync, write_atomically
+from harness.process_group import rank, stopped_by_lost_process
 
 FILES = ("model.safetensors", "training_state.pt")
 
@@ -46,7 +48,8 @@ def restore_random_state(state):
 def save(run, model, optimizer, scheduler, progress):
     """Write a checkpoint of the state after progress["step"] steps, complete or not at all, and drop the third last.
 
-    progress: dict of plain values with "step" and "random", from random_state() at the end of that step.
+    progress: dict of plain values, see start_or_restore, with the random states at the end of that step.
+    Raises OSError where it cannot be written.
     """
 
     def write(folder):
@@ -62,11 +65,16 @@ def save(run, model, optimizer, scheduler, progress):
         raise FileNotFoundError(f"{run}: the run folder is gone")
     folder = run / "checkpoint"
     folder.mkdir(exist_ok=True)
-    config.sync(run / "metrics.csv")  # the checkpoint counts on it
+    sync(run / "metrics.csv")  # the checkpoint counts on it
     with uninterrupted():
-        config.write_atomically(folder / f"step_{progress['step']:08d}", write)
+        write_atomically(folder / f"step_{progress['step']:08d}", write)
         for old in [*saved(run)[:-2], *folder.glob(".step_*")]:  # and what a killed process left half written
             shutil.rmtree(old, ignore_errors=True)
+
+
+def drop(run):
+    """Remove the checkpoints of a run that has finished."""
+    shutil.rmtree(run / "checkpoint", ignore_errors=True)
 
 
 def saved(run):
@@ -114,10 +122,36 @@ def restore(state, model, optimizer, scheduler):
         raise
     except Exception as error:  # as various as in `load`
         raise ValueError(f"{state['model'].parent}: not a checkpoint of this run: {error}") from None
-    for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["lr"] = base * factor(scheduler.last_epoch)  # NUM_EPOCHS may have been raised
-    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
     return state["progress"]
+
+
+def start_or_restore(seed, model, optimizer, scheduler, state=None):
+    """What is done so far, a dict: step, evaluation (the last one), evaluation_due (whether one comes before the next
+    step), metrics_offset (bytes of metrics.csv) and random (the random states).
+
+    state: of a checkpoint, from `load`; None begins with `seed`.
+    """
+    if state is not None:
+        return restore(state, model, optimizer, scheduler)
+    torch.manual_seed(seed)  # dropout
+    return {"step": 0, "evaluation": None, "evaluation_due": True, "metrics_offset": 0, "random": random_state()}
+
+
+@contextlib.contextmanager
+def saved_when_stopped(run, model, optimizer, scheduler, progress):
+    """Yield a function that saves a checkpoint, on rank 0; it is called, too, when the block ends by anything that
+    --resume can go on from: Ctrl-C, SIGTERM, a spent quota, a device or another process that is gone."""
+
+    def save_checkpoint():
+        if rank() == 0:
+            save(run, model, optimizer, scheduler, progress)
+
+    try:
+        with stopped_by_lost_process():
+            yield save_checkpoint
+    except (KeyboardInterrupt, Stopped, ConnectionError):
+        save_checkpoint()
+        raise
 
 
 @contextlib.contextmanager

@@ -30,11 +30,11 @@ def exit_message(error):
     return f"error: {type(error).__name__}: {text}; --debug shows where", 1
 
 
-def parse_or_exit(argv):
-    """config.parse for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
+def parse_or_exit(argv, parse=config.parse):
+    """parse(argv) for the first lines of a script: a refused setting, or Ctrl-C during its imports, is one line."""
     signal.signal(signal.SIGINT, quit_at_once)
     try:
-        return config.parse(argv)
+        return parse(argv)
     except ValueError as error:
         complain(error)
         sys.exit(exit_message(error)[1])
@@ -56,12 +56,12 @@ def run_as_script(main, command):
         sys.exit(exit_message(error)[1])
 
 
-def complain(error):
+def complain(error, advice=""):
     """Print the line about an error on stderr: once, where several processes have met the same one."""
     line, status = exit_message(error)
     rank = os.environ.get("RANK", "0")  # set by torchrun
     if rank == "0":
-        print(line, file=sys.stderr, flush=True)
+        print(line + advice, file=sys.stderr, flush=True)
     elif status == 1 and not isinstance(error, FloatingPointError):  # a bug in this process alone, perhaps
         print(f"rank {rank}: {line}", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""The run folder, the one contract between train.py and analyze.py: its making, writing, reading and going on with."""
+"""The run folder, the one contract between train.py and analyze.py: its making, writing, reading and resuming."""
 
 import contextlib
 import csv
@@ -15,10 +15,11 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+STAGES = ("forward", "backward", "quantum", "other")  # of a step, whose seconds are recorded
 METRICS = [
     *("step", "epoch", "loss", "accuracy", "learning_rate"),
     *("cosine", "gradient_norm", "update_norm", "coverage", "circuits", "shots"),
-    *("seconds_forward", "seconds_backward", "seconds_quantum", "seconds_other"),
+    *(f"seconds_{stage}" for stage in STAGES),
     *("eval_loss", "eval_accuracy"),
 ]
 
@@ -27,17 +28,11 @@ METRICS = [
 
 
 def create(results_dir):
-    """A new folder run_YYYYmmdd_HHMMSS, with _1, _2, ... appended where that second is taken.
-
-    Where the clock has been set back it gets the second of the last run: the last by name is the last begun.
-    """
+    """Make and return a new folder run_YYYYmmdd_HHMMSS, with _1, _2, ... appended where that second is taken."""
     results_dir.mkdir(parents=True, exist_ok=True)
-    second, number = time.strftime("%Y%m%d_%H%M%S"), 0
-    last_second, last_number, _ = max(by_name(results_dir, "config.json"), default=("", 0, None))
-    if last_second >= second:
-        second, number = last_second, last_number + 1
+    name, number = time.strftime("run_%Y%m%d_%H%M%S"), 0
     while True:
-        folder = results_dir / f"run_{second}{f'_{number}' if number else ''}"
+        folder = results_dir / f"{name}{f'_{number}' if number else ''}"
         try:
             folder.mkdir()  # fails where another process was faster
             return folder
@@ -45,13 +40,9 @@ def create(results_dir):
             number += 1
 
 
-class CannotGoOn(ValueError):
-    """What a run holds does not let it go on."""
-
-
 @contextlib.contextmanager
-def alone(folder):
-    """Hold a run folder for this process, as long as it lives; ValueError where another one trains in it."""
+def locked(folder):
+    """Hold a run folder for this process; ValueError where another process trains in it."""
     if fcntl is None:
         yield
         return
@@ -68,30 +59,42 @@ def alone(folder):
         os.close(descriptor)
 
 
-def write_json(path, content):
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    config.write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+class MetricsFile:
+    """metrics.csv while it is written."""
 
+    def __init__(self, file, columns):
+        self.file, self.writer = file, csv.DictWriter(file, columns)
 
-def write_row(metrics, file, row):
-    """A row of metrics.csv, on its way to the disk before the next step begins."""
-    metrics.writerow({name: f"{value:.9g}" if isinstance(value, float) else value for name, value in row.items()})
-    try:
-        file.flush()
-    except OSError as error:  # a full disk does not say which file
-        raise OSError(error.errno, error.strerror, file.name) from None
+    def write(self, row):
+        """Write a row, a dict by column, on its way to the disk before the next step begins."""
+        self.writer.writerow({name: f"{v:.9g}" if isinstance(v, float) else v for name, v in row.items()})
+        self.flush()
+
+    def flush(self):
+        try:
+            self.file.flush()
+        except OSError as error:  # a full disk does not say which file
+            raise OSError(error.errno, error.strerror, self.file.name) from None
+
+    @property
+    def offset(self):
+        """Bytes written so far, what killed runs wrote after their checkpoint not counted."""
+        return self.file.tell()
 
 
 @contextlib.contextmanager
-def open_metrics(path, measured, position):
-    """(writer, file) of a metrics.csv from byte `position` on; what a killed run wrote after that is cut off."""
-    if position and path != Path(os.devnull):
-        os.truncate(path, position)
-    with open(path, "a" if position else "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, METRICS + [seconds_of(name) for name in measured])
-        if not position:
-            writer.writeheader()
-        yield writer, file
+def open_metrics(path, measured, offset):
+    """Yield the MetricsFile at `path` from byte `offset` on; what a killed run wrote after that is cut off.
+
+    measured: names of the weights whose circuits are timed, a column each.
+    """
+    if offset and path != Path(os.devnull):
+        os.truncate(path, offset)
+    with open(path, "a" if offset else "w", newline="", encoding="utf-8") as file:
+        metrics = MetricsFile(file, METRICS + [seconds_of(name) for name in measured])
+        if not offset:
+            metrics.writer.writeheader()
+        yield metrics
 
 
 def seconds_of(name):
@@ -102,24 +105,18 @@ def seconds_of(name):
 # --- Reading
 
 
-def by_name(results_dir, holding):
-    """[(second, number in it, folder)] of the run folders that hold something of the name `holding` ("" for all)."""
+def most_recent(results_dir, unfinished=False):
+    """The latest run folder by its name's second and number; with `unfinished`, of those that --resume can go on with.
+
+    Raises ValueError where there is none.
+    """
     found = []
     for folder in results_dir.glob("run_*"):
         name = re.fullmatch(r"run_(\d{8}_\d{6})(?:_(\d+))?", folder.name, re.ASCII)
-        if name and folder.is_dir() and (folder / holding).exists():
+        if name and folder.is_dir() and (not unfinished or is_resumable(folder)):
             found.append((name[1], int(name[2] or 0), folder))
-    return found
-
-
-def most_recent(results_dir, holding=""):
-    """The latest run folder by name, and number within its second, that holds something of the name `holding`.
-
-    ValueError where there is none.
-    """
-    found = by_name(results_dir, holding)
     if not found:
-        what = f"run folder with {holding}/" if holding else "run folder"
+        what = "unfinished run with a checkpoint" if unfinished else "run folder"
         raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no {what}, `python train.py` makes one")
     return max(found)[-1]
 
@@ -189,16 +186,20 @@ def summarise(rows):
     }
 
 
-# --- Going on
+# --- Resuming
+
+
+class CannotResume(ValueError):
+    """A run cannot go on from what its folder holds."""
 
 
 def identity(settings):
-    """Text that two runs share if and only if they compute the same."""
-    return json.dumps(config.counting(settings._asdict()), sort_keys=True)
+    """Text of the settings that affect the result: runs of the same text compute the same."""
+    return json.dumps(config.settings_that_affect_result(settings._asdict()), sort_keys=True)
 
 
 def stored_settings(folder):
-    """The settings that a run folder holds; ValueError where they cannot be read, or are of another layout."""
+    """The Settings that a run folder holds; ValueError where they cannot be read, or are of another layout."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return config.Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
@@ -206,65 +207,81 @@ def stored_settings(folder):
         raise ValueError(f"{folder}: config.json cannot be read, or is of another layout: {error}") from None
 
 
-def kept(results_dir):
-    """(finished, unfinished): the identities of the runs of a folder that finished, a set, and those of the others that
-    can go on, a dict of identity -> folder. What cannot be read, or is of an older layout, is neither."""
-    finished, unfinished = set(), {}
+def stored_status(folder):
+    """The status that a run folder holds, "" where it cannot be read."""
+    try:
+        return json.loads((folder / "training_statistics.json").read_text(encoding="utf-8"))["status"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+
+
+def is_resumable(folder):
+    """Whether a run folder holds a checkpoint of a run that has not finished."""
+    return stored_status(folder) != "finished" and any(folder.glob("checkpoint/step_*"))
+
+
+def find_finished_and_resumable(results_dir):
+    """(finished, resumable): identities of the finished runs of a folder, a set, and a dict of identity -> folder of
+    the runs that can go on. What cannot be read, or has another layout, is neither; nor is a diverged run."""
+    finished, resumable = set(), {}
     for folder in sorted(results_dir.glob("run_*")):
         try:
-            statistics = json.loads((folder / "training_statistics.json").read_text(encoding="utf-8"))
-            environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-            status, key = statistics["status"], identity(stored_settings(folder))
-            if "extended_from_epochs" in environment:
-                continue  # its learning rates are not those of a run planned that long
-        except (ValueError, OSError, TypeError, KeyError):
+            status, key = stored_status(folder), identity(stored_settings(folder))
+        except (ValueError, KeyError, TypeError):
             continue
         if status == "finished":
             finished.add(key)
-        elif status in ("running", "interrupted", "failed") and any(folder.glob("checkpoint/step_*")):
-            unfinished[key] = folder
-    return finished, unfinished
+        elif status in ("running", "interrupted", "failed") and is_resumable(folder):
+            resumable[key] = folder
+    return finished, resumable
 
 
-def resumed(named, runs, given):
-    """(folder, settings) of the run to go on with: named by its folder, or "latest". Its settings are its own.
+def find_run_to_resume(command):
+    """(folder, settings) of the run that `--resume` names, by its folder or as "latest", the latest unfinished one.
 
-    Flags (given: their names; runs: the settings with them) may raise NUM_EPOCHS and change what no result depends on.
+    command: config.Command. Its flags may change only what no result depends on. Raises ValueError.
     """
-    folder = Path(os.path.expanduser(runs[0].results_dir if named == "latest" else named))
-    folder = most_recent(folder, "checkpoint") if named == "latest" else folder
+    results_dir = Path(os.path.expanduser(command.runs[0].results_dir))
+    latest = command.resume == "latest"
+    folder = most_recent(results_dir, unfinished=True) if latest else Path(os.path.expanduser(command.resume))
     try:
         settings = stored_settings(folder)
     except ValueError as error:
         raise ValueError(f"--resume {error}") from None
-    if not any(folder.glob("checkpoint/step_*")):
+    if stored_status(folder) == "finished":
+        raise ValueError(f"--resume {folder}: has finished; a longer run must be begun anew, with more NUM_EPOCHS")
+    if not is_resumable(folder):
         raise ValueError(f"--resume {folder}: holds no checkpoint")
-    if len(runs) > 1:
-        raise ValueError(f"--resume {folder}: these settings describe a study of {len(runs)} runs: allowed is one")
-    for name in sorted(given - {"results_dir"}):
-        ours, theirs = getattr(settings, name), getattr(runs[0], name)
-        raised = name == "num_epochs" and theirs > ours
-        if ours != theirs and name in config.counting(settings._asdict()) and not raised:
-            raise ValueError(f"--resume {folder}: {name.upper()} = {theirs!r} is not the run's own {ours!r}")
-        settings = settings._replace(**{name: theirs})
+    if len(command.runs) > 1:
+        raise ValueError(f"--resume {folder}: these settings describe a study of {len(command.runs)} runs, must be one")
+    for name in sorted(command.given - {"results_dir"}):
+        own, flag = getattr(settings, name), getattr(command.runs[0], name)
+        if own != flag and name in config.settings_that_affect_result(settings._asdict()):
+            raise ValueError(f"--resume {folder}: {name.upper()} = {flag!r} must be the run's own {own!r}")
+        settings = settings._replace(**{name: flag})
     return folder, settings
 
 
-def continued_environment(folder, now, settings):
-    """environment.json of a run that goes on: as it began, with what is different now appended to `resumed`."""
+def resumed_environment(folder, now):
+    """environment.json of a run that goes on: as it began, with what is different now appended to `resumed`.
+
+    Raises CannotResume where data or initial weights are not what the run began with, or metrics are missing.
+    """
     try:
         before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        known = before["data"]["sha256_of_examples"], before["initial_weights_sha256"]
-        epochs = json.loads((folder / "config.json").read_text(encoding="utf-8"))["num_epochs"]
+        known = {"data": before["data"]["sha256_of_examples"], "model": before["initial_weights_sha256"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--resume {folder}: environment.json cannot be read: {error}") from None
-    for name, ours, theirs in (
-        ("data", known[0], now["data"]["sha256_of_examples"]),
-        ("model", known[1], now["initial_weights_sha256"]),
-    ):
-        if ours != theirs:
-            raise ValueError(f"--resume {folder}: the {name} is not what the run began with")
-    if settings.num_epochs != epochs:  # its learning rates are not those of a run planned that long
-        before.setdefault("extended_from_epochs", epochs)
+        raise CannotResume(f"--resume {folder}: environment.json cannot be read: {error}") from None
+    current = {"data": now["data"]["sha256_of_examples"], "model": now["initial_weights_sha256"]}
+    for name, value in known.items():
+        if value != current[name]:
+            raise CannotResume(f"--resume {folder}: the {name} is not what the run began with")
     changed = {key: value for key, value in now.items() if before.get(key) != value}
     return before | {"resumed": [*before.get("resumed", []), changed]}
+
+
+def require_metrics(folder, offset):
+    """Raise CannotResume where metrics.csv is shorter than `offset`, its bytes at the checkpoint."""
+    metrics = folder / "metrics.csv"
+    if not metrics.is_file() or metrics.stat().st_size < offset:
+        raise CannotResume(f"--resume {folder}: metrics.csv lacks rows that were there at the checkpoint")

@@ -1,5 +1,6 @@
 """A tiny DistilBERT and tiny data, made on the spot, so that whole runs take seconds and need no network."""
 
+import json
 import os
 import random
 import subprocess
@@ -89,3 +90,53 @@ def start_training(flags, results):
     while time.monotonic() < deadline and not any(results.glob("*/checkpoint/step_*")):
         time.sleep(0.1)
     return process
+
+
+def run_analysis(*arguments):
+    """The exit status of `python analyze.py` with these arguments, in this process."""
+    import analyze
+
+    return analyze.main(analyze.parse([str(argument) for argument in arguments]))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_model, tiny_data, tmp_path_factory):
+    """The folder of a run of 6 steps, whose model was saved. Tests that change it do so on a copy."""
+    results = tmp_path_factory.mktemp("analysed")
+    flags = ["--model_name", str(tiny_model), "--dataset_name", str(tiny_data), "--results_dir", str(results)]
+    sizes = ["--train_size", "12", "--eval_size", "10", "--batch_size", "4", "--num_epochs", "2", "--max_length", "32"]
+    assert run_training([*flags, *sizes, "--sample_sentences", '["the film is dull", "a superb script"]']) == 0
+    return next(results.iterdir())
+
+
+def fake_run(folder, rule, seed, accuracy, **changes):
+    """A run as run_folder.read returns it, with numbers of our own. changes: of its settings."""
+    import config
+
+    settings = json.loads(json.dumps(config.load(["--update_rule", rule, "--seed", str(seed)])._asdict())) | changes
+    rows = []
+    for step in range(4):
+        row = dict.fromkeys(("loss", "accuracy", "cosine", "eval_loss", "eval_accuracy"))
+        row |= {"loss": 0.5, "accuracy": 0.5, "cosine": 0.9} if step else {"eval_loss": 0.7, "eval_accuracy": 0.5}
+        rows.append({"step": float(step), **row})
+    rows.append({**dict.fromkeys(rows[0]), "step": 3.0, "eval_loss": 0.4, "eval_accuracy": accuracy})
+    stages = {f"seconds_{stage}": 1.0 for stage in ("forward", "backward", "quantum", "other")}
+    evaluations = [{"step": 0, "loss": 0.7, "accuracy": 0.5}, {"step": 3, "loss": 0.4, "accuracy": accuracy}]
+    statistics = {"status": "finished", "steps": 3, "circuits": 30, "evaluations": evaluations, **stages}
+    source = {"kind": "local", "path": "<b>data", "evaluation_examples": 100}
+    environment = {"model": {"kind": "local", "path": "model"}, "data": source, "packages": {"a|b": "1"}}
+    return {
+        "folder": folder / f"run_{rule}_{seed}",
+        "settings": settings,
+        "environment": environment,
+        "statistics": statistics | {"selected_weights": {}},
+        "rows": rows,
+    }
+
+
+def fake_study(folder, differences):
+    """Pairs of classical (accuracy 0.7) and quantum (0.7 + difference) runs, a pair per seed."""
+    runs = []
+    for seed, difference in enumerate(differences):
+        runs += [fake_run(folder, "classical", seed, 0.7), fake_run(folder, "quantum", seed, 0.7 + difference)]
+    return runs

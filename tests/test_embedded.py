@@ -9,11 +9,11 @@ import torch
 from conftest import ROOT, run_script
 from safetensors import safe_open
 
-import analyze
 import config
 import model_utils
 import run_folder
 import train
+from report import figures
 
 SENTENCES = {split: ROOT / "embedded" / "sentences" / f"{split}.tsv" for split in ("train", "validation")}
 
@@ -95,7 +95,7 @@ def test_asked_for_outright(tmp_path, capsys):
     assert environment["model"]["kind"] == environment["data"]["kind"] == "embedded"
     assert "stands_in_for" not in environment["model"]
     assert f"{settings['learning_rate']:g} for AdamW" in capsys.readouterr().out
-    assert analyze.caption(run_folder.read(run)).startswith("embedded model on embedded sentences, 100 examples")
+    assert figures.caption(run_folder.read(run)).startswith("embedded model on embedded sentences, 100 examples")
 
 
 def test_its_learning_rate_gives_way_to_one_on_the_command_line():
@@ -141,7 +141,7 @@ def test_no_hub_in_reach_goes_on_with_the_embedded_default(listens, tmp_path):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["model"]["stands_in_for"] == "distilbert-base-uncased"
     assert environment["data"]["stands_in_for"] == "glue sst2"
-    caption = analyze.caption(run_folder.read(run))
+    caption = figures.caption(run_folder.read(run))
     assert caption.startswith("embedded model (in place of distilbert-base-uncased) on embedded sentences (in place of")
     assert f"{caption}\nfinished after" in out
 

@@ -13,10 +13,9 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run_script, write_tiny_data, write_tiny_model
+from conftest import ROOT, run_analysis, run_script, write_tiny_data, write_tiny_model
 from test_checkpoints import LONG, Poison, only_run, stop_at
 
-import analyze
 import checkpoints
 import config
 import run_folder
@@ -250,10 +249,10 @@ def test_analyze_skips_a_broken_run_and_goes_on(trained, tmp_path, capsys, missi
     _, run = trained
     broken = shutil.copytree(run, run.parent / "run_20200101_000000")
     (broken / missing).unlink()
-    assert analyze.main([str(broken), str(run)]) == 0
+    assert run_analysis(broken, run) == 0
     out, err = capsys.readouterr()
     assert f"skipped {broken}: {missing} cannot be read" in err and str(run / "analysis" / "training_curves.png") in out
-    assert analyze.main([str(run.parent)]) == 0
+    assert run_analysis(run.parent) == 0
     assert f"skipped {broken}" in capsys.readouterr().err
 
 
@@ -305,7 +304,7 @@ def test_reports_escape_what_comes_from_data(trained, tmp_path):
     environment |= {"git_commit": "<i>", "packages": {tag: tag}, "initial_weights_sha256": "<b>"}
     (run / "config.json").write_text(json.dumps(settings))
     (run / "environment.json").write_text(json.dumps(environment))
-    assert analyze.main([str(run.parent)]) == 0
+    assert run_analysis(run.parent) == 0
     page = (run.parent / "analysis" / "report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in page
     assert "<script" not in page and "<i>" not in page and "<b>" not in page

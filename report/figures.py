@@ -1,0 +1,122 @@
+"""Figures: colours, captions, what all figures share, and the curves of one run.
+
+Plot functions take an Axes and return it. train.py uses this module at the end of every run: its imports are few.
+"""
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from harness.files import write_atomically
+from harness.run_folder import STAGES
+from update_rules import RULES
+
+# Okabe & Ito's colours, distinguishable by the colour-blind; a rule's own colour is in update_rules.RULES.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+STAGE_COLOURS = dict(zip(STAGES, ("#56B4E9", "#E69F00", "#0072B2", "#999999"), strict=True))
+BATCH_COLOUR = "#BBBBBB"
+
+
+def task(run):
+    """The model, the data and the number of examples of a run, as text."""
+    settings, model, data = run["settings"], run["environment"]["model"], run["environment"]["data"]
+    names = [settings["model_name"], f"{settings['dataset_name']} {settings['dataset_config']}".strip()]
+    for index, source in enumerate((model, data)):
+        if source["kind"] == "local":
+            names[index] = Path(source["path"]).name
+        elif source["kind"] == "embedded":
+            stands_in = f" (in place of {source['stands_in_for']})" if "stands_in_for" in source else ""
+            names[index] = ("embedded model", "embedded sentences")[index] + stands_in
+    return f"{' on '.join(names)}, {settings['train_size'] or 'all'} examples"
+
+
+def caption(run):
+    """The task of a run and its update rule, with the circuits if the rule measures any: for every figure of a run."""
+    settings = run["settings"]
+    rule, details = RULES[settings["update_rule"]], []
+    if rule.measures:
+        details += [settings["circuit"], f"{settings['num_qubits']} qubits"]
+    if rule.draws_shots:
+        details.append(f"{settings['shots']} shots")
+    return f"{task(run)}, {settings['update_rule']}" + (f" ({', '.join(details)})" if details else "")
+
+
+def study_caption(runs):
+    """The tasks of several runs, each once: for every figure of a study."""
+    return " | ".join(dict.fromkeys(task(run) for run in runs))
+
+
+def literal(text):
+    """Text for matplotlib in which a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def one_line(error):
+    """The message of an error without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def new_figure(width, height):
+    """An empty Figure, inches, made without pyplot: no global state, no window."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def add_title(figure, text):
+    """Put a title over the whole figure, wrapped to its width."""
+    figure.suptitle(literal(textwrap.fill(text, int(13 * figure.get_figwidth()))), fontsize=9)
+
+
+def add_legend(figure, ax, columns):
+    """Put the legend of ax below the whole figure."""
+    handles, labels = ax.get_legend_handles_labels()
+    columns = columns if max(map(len, labels), default=0) <= 44 else 1  # two long ones side by side would be cut off
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+
+
+def save_figure(figure, path):
+    """Write a figure as a file, 150 dots per inch, and return the path."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=150))
+    return path
+
+
+def save_or_explain(save, path, run):
+    """[path] of the figure that save(path, run) writes; [], and a line that says why, if it cannot be made."""
+    try:
+        return [save(path, run)]
+    except (ValueError, OSError) as error:
+        print(f"  no {path.stem}: {one_line(error)}")
+        return []
+
+
+def save_curves(path, run):
+    """Save loss and accuracy over the steps of a run as a figure, and return the path.
+
+    Raises ValueError if metrics.csv has no rows.
+    """
+    if not run["rows"]:
+        raise ValueError("metrics.csv has no rows")
+    figure = new_figure(9, 3.8)
+    for ax, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        plot_curve(ax, run["rows"], quantity, RULES[run["settings"]["update_rule"]].colour)
+    add_legend(figure, ax, 2)
+    add_title(figure, caption(run))
+    return save_figure(figure, path)
+
+
+def plot_curve(ax, rows, quantity, colour):
+    """Plot "loss" or "accuracy" over steps: training batches, thin and grey, and evaluation set, in the colour given.
+
+    rows: of metrics.csv, dicts.
+    """
+    steps = [row for row in rows if row["loss"] is not None]
+    evaluated = [row for row in rows if row[f"eval_{quantity}"] is not None]
+    batches = [row["step"] for row in steps], [row[quantity] for row in steps]
+    ax.plot(*batches, color=BATCH_COLOUR, lw=0.9, label="training batch")
+    points = [row["step"] for row in evaluated], [row[f"eval_{quantity}"] for row in evaluated]
+    ax.plot(*points, color=colour, marker="o", ms=5, label="evaluation set")
+    ax.set(xlabel="step", ylabel=quantity)
+    if quantity == "accuracy":
+        ax.set_ylim(0, 1.02)
+    ax.grid(alpha=0.3)
+    return ax

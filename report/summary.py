@@ -1,0 +1,59 @@
+"""What `python train.py` prints before and after a run."""
+
+from harness.run_folder import STAGES
+from quantum_circuits import num_groups
+from report import figures
+from update_rules import RULES
+
+
+def announce(job, run):
+    """Print what will be trained, on what, how, and where it goes. job: train.Job. run: the run folder."""
+    settings, rule = job.settings, RULES[job.settings.update_rule]
+    entries = sum(weight.numel() for weight in job.weights.values())
+    print(f"model:   {settings.model_name}, {job.model_source['parameters']:,} weights, on {job.device}")
+    print(f"rate:    {settings.learning_rate:g} for AdamW, decaying to 0")
+    print(f"data:    {settings.dataset_name}: {len(job.train_set)} training, {len(job.eval_set)} evaluation examples")
+    print(f"weights: {entries:,} entries of {len(job.weights)} attention weights, rule {settings.update_rule}")
+    if rule.measures:
+        numels = [weight.numel() for weight in job.weights.values()]
+        circuits = sum(num_groups(numel, settings.num_qubits) for numel in numels)
+        if settings.backend != "aer":
+            circuits = min(circuits, settings.device_groups)
+        size = f"{settings.num_qubits} qubits" + (f", {settings.shots} shots" if rule.draws_shots else "")
+        print(f"circuit: {settings.circuit}, {circuits:,} circuits per step, {size}")
+    if job.note:
+        print(f"note:    {job.note}")
+    print(f"run:     {run}", flush=True)
+
+
+def announce_plan(settings, backend, num_weights, steps):
+    """Print what the whole run takes of a device; ValueError where that is more than MAX_QPU_SECONDS."""
+    plan = backend.plan(num_weights, settings.device_groups, steps, settings.shots)
+    side = f"{len(backend.lines)} groups side by side on qubits {'; '.join(map(str, backend.lines[:3]))}"
+    print(f"device:  {backend.name}, {side}{', ...' if len(backend.lines) > 3 else ''}")
+    print(
+        f"plan:    at most {plan['jobs']:,} jobs, {plan['circuits']:,} circuits, {plan['shots']:,} shots, "
+        f"about {plan['seconds']:,.0f} s of QPU time",
+        flush=True,
+    )
+    if settings.dry_run == "no" and plan["seconds"] > backend.max_seconds:
+        raise ValueError(
+            f"MAX_QPU_SECONDS = {settings.max_qpu_seconds:g}: the plan takes about {plan['seconds']:,.0f} s, none were "
+            "used; fewer steps, DEVICE_GROUPS or SHOTS take less"
+        )
+
+
+def show_results(run):
+    """Draw the curves of a run, as run_folder.read gives it, and print what it came to and where its files are."""
+    statistics, steps = run["statistics"], run["statistics"]["steps"]
+    figures.save_curves(run["folder"] / "training_curves.png", run)
+    print(f"\n{figures.caption(run)}\n{statistics['status']} after {steps} steps", end="")
+    if steps:
+        stages = [f"{name} {statistics[f'seconds_{name}'] / steps:.2f}" for name in STAGES]
+        print(f", {statistics['seconds_per_step']:.2f} s per step ({', '.join(stages)})", end="")
+    if statistics["evaluations"]:
+        first, last = statistics["evaluations"][0]["accuracy"], statistics["evaluations"][-1]["accuracy"]
+        print(f"; evaluation accuracy {first:.3f} before, {last:.3f} now", end="")
+    print()
+    for path in sorted(run["folder"].iterdir()):
+        print(f"  {path}{'/' if path.is_dir() else ''}")

@@ -1,0 +1,40 @@
+"""Reading run folders, good and broken."""
+
+import shutil
+
+import pytest
+
+from harness import run_folder
+
+
+def test_the_most_recent_run_is_found_among_junk(tmp_path):
+    for name in ("run_20260101_120000", "run_20260101_120000_2", "run_20260101_120000_10", "run_x_y", "reference"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run_20270101_000000").write_text("a file")
+    assert run_folder.most_recent(tmp_path).name == "run_20260101_120000_10"
+    with pytest.raises(ValueError, match=r"holds no run folder, `python train\.py` makes one"):
+        run_folder.most_recent(tmp_path / "reference")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", "[]", "config.json lacks accumulation_steps, aer_device, attention_layers"),
+        ("environment.json", "null", "environment.json lacks data, model"),
+        ("training_statistics.json", "{}", "training_statistics.json lacks selected_weights, status"),
+        ("metrics.csv", "a,b\n1,2\n", "metrics.csv cannot be read: its columns are not those of a run"),
+    ],
+)
+def test_odd_files_in_a_run_are_named(finished_run, tmp_path, name, content, message):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        run_folder.read(run)
+
+
+def test_a_half_written_last_row_is_left_out(finished_run, tmp_path):
+    text = (finished_run / "metrics.csv").read_text()
+    (tmp_path / "metrics.csv").write_text(text + "7,3,0.5")
+    assert len(run_folder.read_metrics(tmp_path / "metrics.csv")) == len(
+        run_folder.read_metrics(finished_run / "metrics.csv")
+    )
