@@ -186,8 +186,8 @@ def read_table(path):
             rows = read_delimited(text, path.suffix) if path.suffix in (".tsv", ".csv") else read_json_lines(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text, byte {error.object[error.start]:#04x} at {error.start}") from None
-    except (ValueError, OSError, NotImplementedError) as error:  # what pandas and pyarrow raise
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # the readers raise many kinds; each means that the file cannot be read
+        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())}") from error
     if not rows.columns.is_unique:
         raise ValueError(f"{path}: the header names a column twice: {', '.join(map(str, rows.columns))}")
     if not len(rows):
