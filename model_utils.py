@@ -1,26 +1,22 @@
 """Model, tokenizer, data set, selected attention weights, evaluation.
 
-transformers and datasets are imported inside the functions that need them: they are slow to import, and they read
-HF_HUB_OFFLINE once, at import, after `hub_problem` has had the chance to set it.
+transformers, datasets and pandas are imported inside the functions that need them: they are slow to import, and the
+first two read HF_HUB_OFFLINE once, at import, after hub.hub_problem has had the chance to set it.
 """
 
 import csv
 import hashlib
-import http.client
 import io
 import json
 import os
 import re
-import threading
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-import pandas
 import torch
 
 import config
+from harness import hub
 
 # Data sets that the hub used to list without their owner.
 HUB_IDS = {
@@ -37,8 +33,6 @@ HELD_OUT = 0.2  # part of the training rows that becomes the evaluation split if
 EMBEDDED = Path(__file__).parent / "embedded"
 PUBLISHED_MODEL = "distilbert-base-uncased"
 PUBLISHED_DATA = ("glue", "sst2")
-HUB_PROBLEMS = []  # the first problem found; after it the hub's libraries are offline in this process
-LOCAL_ADVICE = 'give a local MODEL_NAME and DATASET_NAME, or "embedded" for both'
 
 # Names of the attention weights of one layer; the group is the layer's number. In ALBERT all layers share one set.
 FUSED = ("c_attn", "in_proj")  # one weight that holds q, k and v
@@ -69,55 +63,6 @@ class Data(NamedTuple):
     train: list[Example]
     evaluation: list[Example]
     source: dict
-
-
-def hub_problem(path, seconds=8.0):
-    """Ask the hub for a file: why it does not answer within `seconds`, a str, or "" if it does, even with an error.
-
-    path: the file's, below the hub's address (HF_ENDPOINT). After a problem the hub's libraries are offline
-    (HF_HUB_OFFLINE), as they would retry for minutes; they must not be imported before.
-    """
-    if HUB_PROBLEMS:
-        return HUB_PROBLEMS[0]
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return "HF_HUB_OFFLINE is set"
-    answer = ["the hub cannot be reached"]
-
-    def ask():
-        endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-        try:
-            request = urllib.request.Request(f"{endpoint}/{path}", method="HEAD")
-            with urllib.request.urlopen(request, timeout=seconds):
-                answer[0] = ""
-        except urllib.error.HTTPError as error:
-            busy = error.code in (408, 429) or error.code >= 500
-            answer[0] = f"the hub answers {error.code} {error.reason}, try again later" if busy else ""
-        except (OSError, ValueError, http.client.HTTPException):
-            pass  # it cannot be reached
-
-    asking = threading.Thread(target=ask, daemon=True)  # a name look-up has no time limit of its own
-    asking.start()
-    asking.join(seconds)
-    problem = answer[0]
-    if problem:
-        HUB_PROBLEMS.append(problem)
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    return problem
-
-
-def hub_reason(error, problem):
-    """Why the hub's libraries raised `error`, a str: the problem that hub_problem found, or what their error means."""
-    if problem:
-        return f"{problem}, and no copy is in the cache; {LOCAL_ADVICE}"
-    if "BuilderConfig" in str(error):
-        return f'{error}; set DATASET_CONFIG to one of them, or to "" for the only one'
-    cause, status = error, None
-    while cause is not None and status is None:  # the libraries wrap the hub's answer in errors of their own
-        status = getattr(getattr(cause, "response", None), "status_code", None)
-        cause = cause.__cause__ or cause.__context__
-    if status in (401, 404) or type(error).__name__ == "DatasetNotFoundError":
-        return "the hub has nothing of this name, or it is private"
-    return f"the hub answers {status}; {LOCAL_ADVICE}" if status else f"{error}; {LOCAL_ADVICE}"
 
 
 # --- Data -------------------------------------------------------------------------------------------------------------
@@ -176,14 +121,24 @@ def read_table(path):
 
     Its index counts rows from 0 and has the path as its name, for messages. Raises ValueError, in one line.
     """
+    import pandas
+
     if path.suffix not in FILE_ENDINGS:
         raise ValueError(f"DATASET_NAME = {str(path)!r}: must end in one of {', '.join(FILE_ENDINGS)}")
     try:
+        text = "" if path.suffix == ".parquet" else path.read_bytes().decode().removeprefix("\ufeff")
         if path.suffix == ".parquet":
             rows = pandas.read_parquet(path, to_pandas_kwargs={"ignore_metadata": True}).astype(object)
+        elif path.suffix in (".jsonl", ".json"):  # pandas.read_json would change types, and not name the bad line
+            rows = pandas.DataFrame(read_json_lines(text), dtype=object)
         else:
-            text = path.read_bytes().decode().removeprefix("\ufeff")
-            rows = read_delimited(text, path.suffix) if path.suffix in (".tsv", ".csv") else read_json_lines(text)
+            # The header is read as a row: of a header, pandas renames repeated names and, if the first row is longer,
+            # makes an index. Only the Python engine tells a missing field, None, from an empty one.
+            dialect = {"header": None, "dtype": object, "keep_default_na": False, "engine": "python"}
+            if path.suffix == ".tsv":  # as GLUE writes it
+                dialect |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
+            rows = pandas.read_csv(io.StringIO(text, newline=""), **dialect)
+            rows = rows[1:].set_axis(rows.iloc[0].tolist(), axis="columns").reset_index(drop=True)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text, byte {error.object[error.start]:#04x} at {error.start}") from None
     except Exception as error:  # the readers raise many kinds; each means that the file cannot be read
@@ -195,18 +150,8 @@ def read_table(path):
     return rows.where(rows.notna(), None).rename_axis(str(path))
 
 
-def read_delimited(text, suffix):
-    """Parse the text of a .tsv (without quoting, as GLUE writes it) or .csv file: a DataFrame of str."""
-    # The header is read as a row: of a header, pandas renames repeated names and, if the first row is longer, makes an
-    # index. Only the Python engine tells a missing field, None, from an empty one.
-    dialect = {"sep": "\t", "quoting": csv.QUOTE_NONE} if suffix == ".tsv" else {}
-    dialect |= {"header": None, "dtype": object, "keep_default_na": False, "engine": "python"}
-    rows = pandas.read_csv(io.StringIO(text, newline=""), **dialect)
-    return rows[1:].set_axis(rows.iloc[0].tolist(), axis="columns").reset_index(drop=True)
-
-
 def read_json_lines(text):
-    """Parse one JSON object per line: a DataFrame. pandas.read_json would change types, and not name the bad line."""
+    """Parse text of one JSON object per line, skipping empty ones: a list of dicts; ValueError names the line."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
@@ -215,7 +160,7 @@ def read_json_lines(text):
                 raise ValueError("must be a JSON object")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from None
-    return pandas.DataFrame([row for row in rows if row], dtype=object)
+    return [row for row in rows if row]
 
 
 def read_hub(settings):
@@ -223,26 +168,24 @@ def read_hub(settings):
 
     source["revision"] is the commit that DATASET_REVISION, "" for the newest, stands for.
     """
-    name, configuration, revision = settings.dataset_name, settings.dataset_config, settings.dataset_revision
+    name, subset, revision = settings.dataset_name, settings.dataset_config, settings.dataset_revision
     hub_id = HUB_IDS.get(name, name)
-    problem = hub_problem(f"datasets/{hub_id}/resolve/{revision or 'main'}/README.md")
+    problem = hub.hub_problem(f"datasets/{hub_id}/resolve/{revision or 'main'}/README.md")
     import datasets
 
     datasets.utils.logging.set_verbosity_error()
     try:
-        splits = datasets.load_dataset(hub_id, configuration or None, revision=revision or None)
+        splits = datasets.load_dataset(hub_id, subset or None, revision=revision or None)
     except Exception as error:  # the hub's libraries raise many kinds; each means that the data cannot be had
-        why = hub_reason(error, problem)
-        raise OutOfReach(f"DATASET_NAME = {name!r}, DATASET_CONFIG = {configuration!r}: {why}") from error
+        why = hub.hub_reason(error, problem)
+        raise OutOfReach(f"DATASET_NAME = {name!r}, DATASET_CONFIG = {subset!r}: {why}") from error
     evaluation = next((split for split in EVALUATION_SPLITS if split in splits), None)
     if "train" not in splits or evaluation is None:
-        found = ", ".join(splits)
-        raise ValueError(f"DATASET_NAME = {name!r}: has the splits {found}, must have train and validation or test")
+        raise ValueError(f"DATASET_NAME = {name!r}: must have train and validation or test, has {', '.join(splits)}")
     tables = [splits[split].to_pandas().rename_axis(f"{name} {split}") for split in ("train", evaluation)]
     files = splits["train"].cache_files
     commit = Path(files[0]["filename"]).parent.name if files else None  # its folder is named by the commit
-    source = {"kind": "hub", "id": hub_id, "revision": commit, "config": configuration, "evaluation": evaluation}
-    return *tables, source
+    return *tables, {"kind": "hub", "id": hub_id, "revision": commit, "config": subset, "evaluation": evaluation}
 
 
 def text_columns(settings, columns):
@@ -338,7 +281,7 @@ def load_model(settings):
     if local and settings.model_revision:
         raise ValueError(f"MODEL_REVISION = {settings.model_revision!r}: must be empty with a local model")
     revision = settings.model_revision or "main"
-    problem = "" if local else hub_problem(f"{name}/resolve/{revision}/config.json")
+    problem = "" if local else hub.hub_problem(f"{name}/resolve/{revision}/config.json")
     import huggingface_hub
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
@@ -359,7 +302,7 @@ def load_model(settings):
     except Exception as error:  # loaders raise many kinds; each means that this model cannot be had
         if local:
             raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: {error}") from error
-        raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded: {hub_reason(error, problem)}") from error
+        raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded: {hub.hub_reason(error, problem)}") from error
     refuse_bad_weights(name, settings.num_labels, model, loaded, own_config)
     if tokenizer.pad_token is None:  # GPT-2 has none; its classification head reads the last token before padding
         tokenizer.pad_token = tokenizer.eos_token
@@ -382,8 +325,7 @@ def refuse_bad_weights(name, num_labels, model, loaded, own_config):
     if loaded["mismatched_keys"]:
         if own_config.num_labels != num_labels:
             raise ValueError(f"NUM_LABELS = {num_labels}: must be {own_config.num_labels}, as the head of {name} has")
-        mismatched = sorted(map(str, loaded["mismatched_keys"]))
-        raise ValueError(f"MODEL_NAME = {name!r}: weights of another shape: {mismatched}")
+        raise ValueError(f"MODEL_NAME = {name!r}: weights of another shape: {sorted(loaded['mismatched_keys'])}")
     encoder = model.base_model_prefix + "."
     missing = sorted(key for key in loaded["missing_keys"] if key.startswith(encoder) and ".pooler." not in key)
     if missing:
@@ -399,6 +341,57 @@ def positions(model):
             # RoBERTa counts positions from padding_idx + 1 on
             bounds.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
     return [bound for bound in bounds if bound > 0] or [10**9]
+
+
+def load_or_stand_in(settings, given, warn=print):
+    """(settings, data, model, tokenizer, model source), settings as they are really used.
+
+    Where the hub cannot give the published model or data, the embedded ones stand in, and `warn` is called with a loud
+    line. What the user named (`given`: the settings on the command line; or another name in config.py) is never
+    replaced: OutOfReach.
+    """
+    named = (settings.dataset_name, settings.dataset_config)
+    named_by_user = given & {"dataset_name", "dataset_config"} or settings.dataset_revision
+    try:
+        data = load_data(settings)
+    except OutOfReach as why:
+        if named != PUBLISHED_DATA or named_by_user:
+            raise
+        warn(loud(f"the embedded sentences stand in for {' '.join(named)}: {why}"))
+        settings = settings._replace(dataset_name="embedded", dataset_config="")
+        data = load_data(settings)
+        data.source["stands_in_for"] = " ".join(named)
+
+    stands_in_for = {}
+    try:
+        model, tokenizer, source = load_model(settings)
+    except OutOfReach as why:
+        if settings.model_name != PUBLISHED_MODEL or "model_name" in given or settings.model_revision:
+            raise
+        warn(loud(f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run: {why}"))
+        stands_in_for = {"stands_in_for": settings.model_name}
+        settings = settings._replace(model_name="embedded")
+        model, tokenizer, source = load_model(settings)
+    return with_learning_rate(settings, given), data, model, tokenizer, source | stands_in_for
+
+
+def with_learning_rate(settings, given):
+    """The settings with the learning rate of the embedded model where that is used, and none was given as a flag."""
+    if settings.model_name == "embedded" and "learning_rate" not in given:
+        return settings._replace(learning_rate=settings.embedded_learning_rate)
+    return settings
+
+
+def loud(text):
+    """A line that is not overlooked."""
+    return f"*** {' '.join(text.split())} ***"
+
+
+def resolve_stand_ins(runs, given, warn=print):
+    """The settings of every run of a study as they are really used: what stands in is found with the first of them."""
+    used = load_or_stand_in(runs[0], given, warn)[0]
+    swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}
+    return [with_learning_rate(run._replace(**swapped), given) for run in runs]
 
 
 def attention_weights(model, layers, pattern=""):

@@ -27,7 +27,7 @@ import model_utils
 import quantum_circuits
 from harness import checkpoints, files, lifecycle, process_group, run_folder, study
 from harness.environment import describe_environment
-from harness.process_group import all_reduce, on_rank_zero
+from harness.process_group import all_reduce, on_rank_zero, print_once
 from harness.progress import StageTimer, progress_bar, show_step
 from report import summary
 from update_rules import RULES
@@ -46,7 +46,7 @@ def main(command):
             return run_once(command.runs[0], command)
         study.refuse_studies_on_devices(command.runs)
         with command_line.quit_on_interrupt():
-            as_used = resolve_stand_ins(command)
+            as_used = model_utils.resolve_stand_ins(command.runs, command.given, print_once)
         return study.run_study(command.runs, as_used, lambda settings, *rest: run_once(settings, command, *rest))
 
 
@@ -122,7 +122,7 @@ def prepare(settings, given):
         raise ValueError(f"BACKEND = {settings.backend!r} with several processes: must be aer")
     if on_a_device and settings.backend == "ibm":
         settings = settings._replace(backend=f"ibm:{backend.name}")  # the least busy one now; --resume needs the same
-    settings, data, model, tokenizer, model_source = load_or_stand_in(settings, given)
+    settings, data, model, tokenizer, model_source = model_utils.load_or_stand_in(settings, given, print_once)
     weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
     train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
     eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
@@ -355,57 +355,6 @@ def compare(gradients, changes):
 
 
 # --- Preparation ------------------------------------------------------------------------------------------------------
-
-
-def load_or_stand_in(settings, given):
-    """(settings, data, model, tokenizer, model source), settings as they are really used.
-
-    Where the hub cannot give the published model or data, the embedded ones stand in, with a loud line. What the user
-    named (`given`: the settings on the command line; or another name in config.py) is never replaced: OutOfReach.
-    """
-    named = (settings.dataset_name, settings.dataset_config)
-    named_by_user = given & {"dataset_name", "dataset_config"} or settings.dataset_revision
-    try:
-        data = model_utils.load_data(settings)
-    except model_utils.OutOfReach as why:
-        if named != model_utils.PUBLISHED_DATA or named_by_user:
-            raise
-        warn(f"the embedded sentences stand in for {' '.join(named)}: {why}")
-        settings = settings._replace(dataset_name="embedded", dataset_config="")
-        data = model_utils.load_data(settings)
-        data.source["stands_in_for"] = " ".join(named)
-
-    stands_in_for = {}
-    try:
-        model, tokenizer, source = model_utils.load_model(settings)
-    except model_utils.OutOfReach as why:
-        if settings.model_name != model_utils.PUBLISHED_MODEL or "model_name" in given or settings.model_revision:
-            raise
-        warn(f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run: {why}")
-        stands_in_for = {"stands_in_for": settings.model_name}
-        settings = settings._replace(model_name="embedded")
-        model, tokenizer, source = model_utils.load_model(settings)
-    return with_learning_rate(settings, given), data, model, tokenizer, source | stands_in_for
-
-
-def with_learning_rate(settings, given):
-    """The settings with the learning rate of the embedded model where that is used, and none was given as a flag."""
-    if settings.model_name == "embedded" and "learning_rate" not in given:
-        return settings._replace(learning_rate=settings.embedded_learning_rate)
-    return settings
-
-
-def resolve_stand_ins(command):
-    """The settings of every run of a study as they are really used: what stands in is found with the first of them."""
-    used = load_or_stand_in(command.runs[0], command.given)[0]
-    swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}
-    return [with_learning_rate(run._replace(**swapped), command.given) for run in command.runs]
-
-
-@functools.cache
-def warn(message):
-    """Print a loud line, once however many runs of a study, and processes, have reason to."""
-    process_group.print_once(f"*** {' '.join(message.split())} ***")
 
 
 def choose_device(name):

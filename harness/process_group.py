@@ -7,6 +7,7 @@ torchrun ends the others when a process dies, and names its rank; TIMEOUT ends t
 
 import contextlib
 import datetime
+import functools
 import os
 import signal
 import sys
@@ -163,7 +164,8 @@ def require_same(facts):
                 raise ValueError(f"{name} of rank {number}: {value}, must be the {everyones[0][name]} of rank 0")
 
 
+@functools.cache
 def print_once(line):
-    """Print a line on stderr, from rank 0 alone."""
+    """Print a line on stderr, from rank 0 alone, and once however many runs of a study have reason to."""
     if rank() == 0:
         print(line, file=sys.stderr, flush=True)

@@ -1,16 +1,20 @@
-"""A tiny DistilBERT and tiny data, made on the spot, so that whole runs take seconds and need no network."""
+"""What tests share: a tiny DistilBERT and tiny data, made on the spot, so that whole runs take seconds and need no
+network; runs in this process, or as a user starts them."""
 
+import csv
 import json
 import os
+
+for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE"):  # of the user, read when libraries are imported
+    os.environ.pop(name, None)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py: torch's spinning threads starve each other
+
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import fork_server
 import pytest
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py: torch's spinning threads starve each other
 
 ROOT = Path(__file__).parent.parent
 GOOD = ["superb", "moving", "funny", "warm", "clever", "fresh", "gripping", "tender"]
@@ -46,6 +50,26 @@ def write_tiny_data(folder):
     return folder
 
 
+SMALL = {
+    "vocab_size": 30,
+    **dict.fromkeys(("hidden_size", "dim", "n_embd", "embedding_size"), 8),
+    **dict.fromkeys(("intermediate_size", "hidden_dim", "n_inner"), 16),
+    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 3),
+    **dict.fromkeys(("num_attention_heads", "n_heads", "n_head"), 2),
+}
+
+
+def small_model(family, **changes):
+    """A classifier of a family of transformers, with 3 layers of 8 and random weights."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    model_config = AutoConfig.for_model(family)
+    for name, value in {**SMALL, **changes}.items():
+        if name in model_config.attribute_map or hasattr(model_config, name):
+            setattr(model_config, name, value)
+    return AutoModelForSequenceClassification.from_config(model_config)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     return write_tiny_model(tmp_path_factory.mktemp("tiny model"))
@@ -72,24 +96,133 @@ def tiny_flags(tiny_model, tiny_data, tmp_path):
     ]
 
 
-def run_script(script, *flags, cwd=ROOT, timeout=300, **environment):
-    """A script of the repository as a user starts it: (exit status, stdout, stderr)."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, flags)],
-        **{"cwd": cwd, "timeout": timeout, "capture_output": True, "text": True},
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-    return done.returncode, done.stdout, done.stderr
+# --- Runs
+
+
+def run_training(flags):
+    """The exit status of `python train.py` with these flags, in this process; what it refuses is a ValueError."""
+    import config
+    import train
+
+    return train.main(config.parse([str(flag) for flag in flags]))
+
+
+def run_script(script, *flags, cwd=ROOT, timeout=300, fresh=False, **environment):
+    """A script of the repository as a user starts it: (exit status, stdout, stderr). fresh: see fork_server.start."""
+    process = start_script(script, *flags, cwd=cwd, fresh=fresh, **environment)
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def start_script(script, *flags, cwd=ROOT, fresh=False, **environment):
+    """The same, as a process that has just been started, see fork_server."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return fork_server.start(ROOT / script, [str(flag) for flag in flags], cwd, environment, fresh)
 
 
 def start_training(flags, results):
     """`python train.py` with these flags and far too many epochs, as a process that has just saved a checkpoint."""
-    command = [sys.executable, str(ROOT / "train.py"), *flags, "--num_epochs", "5000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not any(results.glob("*/checkpoint/step_*")):
-        time.sleep(0.1)
+    process = start_script("train.py", *flags, "--num_epochs", "5000")
+    wait_for(lambda: any(results.glob("*/checkpoint/step_*")), process)
     return process
+
+
+def wait_for(condition, process, seconds=120):
+    """Return as soon as the condition, a function, holds; fail where the process ends before, or time is up."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def pytest_collection_finish(session):
+    """Let the fork server import, beside the first tests, where several files are to run."""
+    if len({item.path for item in session.items}) > 1 and not session.config.option.collectonly:
+        fork_server.server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_outlives_the_tests():
+    yield
+    fork_server.close()
+
+
+def stop_at(monkeypatch, step, error=KeyboardInterrupt):
+    """Let the circuits of that step raise, in the middle of the step: dropout has been drawn, nothing been stepped."""
+    import train
+
+    real = train.measure_gradients
+
+    def measure(gradients, backend, settings, now):
+        if now == step:
+            raise error
+        return real(gradients, backend, settings, now)
+
+    monkeypatch.setattr(train, "measure_gradients", measure)
+
+
+LONG = ["--num_epochs", "4", "--checkpoint_every", "2", "--train_size", "40", "--batch_size", "4"]  # 40 steps
+
+
+class Poison:
+    """What prints a line where it is unpickled."""
+
+    def __reduce__(self):
+        return print, ("POISON RAN",)
+
+
+# --- What runs leave behind
+
+
+def only_run(results):
+    """The one run folder in a results folder."""
+    (run,) = results.iterdir()
+    return run
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def metric_rows(run):
+    """Rows of metrics.csv, dicts of text."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def end_weights(run):
+    """The weights that a run ended with, tensors by name."""
+    from safetensors.torch import load_file
+
+    return load_file(run / "model" / "model.safetensors")
+
+
+def equal_weights(one, other):
+    """Whether two dicts of tensors are the same, bit for bit."""
+    import torch
+
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def without_times(run):
+    """(metrics, statistics) of a run but for the seconds: what two runs that compute the same must share."""
+    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in metric_rows(run)]
+    statistics = read_json(run / "training_statistics.json")
+    return rows, {k: v for k, v in statistics.items() if not k.startswith("seconds")}
+
+
+def assert_same_run(first, second):
+    """Both finished with the same metrics, statistics and weights, bit for bit."""
+    assert without_times(first) == without_times(second)
+    assert equal_weights(end_weights(first), end_weights(second))
+
+
+def one_error(err):
+    """The one line about an error on stderr, between progress bars; no traceback."""
+    assert "Traceback" not in err, err
+    (line,) = [line for line in err.replace("\r", "\n").splitlines() if "error: " in line]
+    return line
 
 
 def run_analysis(*arguments):

@@ -47,40 +47,47 @@ def test_settings_are_immutable():
 
 
 def test_given_flags():
-    assert config.given_flags([]) == frozenset()
-    assert config.given_flags(["--seed", "3", "--model_name=x"]) == {"seed", "model_name"}
+    assert config.parse([]).given == frozenset()
+    assert config.parse(["--seed", "3", "--model_name=x", "--debug"]).given == {"seed", "model_name"}
 
 
 REFUSED = [
-    (["--num_epochs", "0"], "NUM_EPOCHS = 0: allowed is a whole number from 1 to 10000"),
-    (["--num_epochs", "2.5"], "NUM_EPOCHS = '2.5': allowed is a whole number from 1"),
-    (["--num_epochs", "many"], "NUM_EPOCHS = 'many': allowed is a whole number"),
-    (["--num_epochs", ""], "NUM_EPOCHS = '': allowed is a whole number"),
-    (["--learning_rate", "nan"], "LEARNING_RATE = nan: allowed is a number from 0 to 10"),
-    (["--quantum_learning_rate", "inf"], "QUANTUM_LEARNING_RATE = inf: allowed is a number"),
-    (["--learning_rate", "-0.1"], "LEARNING_RATE = -0.1: allowed is a number from 0 to 10"),
-    (["--entangling_angle", "1.5707963267948966"], "ENTANGLING_ANGLE = 1.5707963267948966: allowed is a number from 0"),
+    (["--num_epochs", "0"], "NUM_EPOCHS = 0: must be a whole number from 1 to 10000"),
+    (["--num_epochs", "2.5"], "NUM_EPOCHS = '2.5': must be a whole number from 1"),
+    (["--num_epochs", "many"], "NUM_EPOCHS = 'many': must be a whole number"),
+    (["--num_epochs", ""], "NUM_EPOCHS = '': must be a whole number"),
+    (["--learning_rate", "nan"], "LEARNING_RATE = nan: must be a number from 0 to 10"),
+    (["--quantum_learning_rate", "inf"], "QUANTUM_LEARNING_RATE = inf: must be a number"),
+    (["--learning_rate", "-0.1"], "LEARNING_RATE = -0.1: must be a number from 0 to 10"),
+    (["--entangling_angle", "1.5707963267948966"], "ENTANGLING_ANGLE = 1.5707963267948966: must be a number from 0"),
     (
         ["--update_rule", "quantums"],
-        "UPDATE_RULE = 'quantums': allowed is one of quantum, independent, exact, classical, frozen",
+        "UPDATE_RULE = 'quantums': must be one of quantum, independent, exact, gradient, classical, frozen",
     ),
-    (["--seed", str(2**32)], "SEED = 4294967296: allowed is a whole number from 0 to 4294967295"),
-    (["--num_qubits", "11"], "NUM_QUBITS = 11: allowed is a whole number from 1 to 10"),
-    (["--model_name", " "], "MODEL_NAME = ' ': allowed is text"),
-    (["--attention_layers", "0,x"], "ATTENTION_LAYERS = '0,x': allowed is \"all\" or a list of whole numbers"),
-    (["--attention_layers", "0,0"], 'ATTENTION_LAYERS = [0, 0]: allowed is "all" or a list'),
-    (["--attention_layers", "-1"], 'ATTENTION_LAYERS = [-1]: allowed is "all" or a list'),
-    (["--attention_layers", "[1.7]"], 'ATTENTION_LAYERS = [1.7]: allowed is "all" or a list'),
-    (["--attention_layers", "[null]"], 'ATTENTION_LAYERS = [None]: allowed is "all" or a list'),
-    (["--attention_layers", "[]"], 'ATTENTION_LAYERS = []: allowed is "all" or a list'),
-    (["--text_columns", "a,b,c"], "TEXT_COLUMNS = ['a', 'b', 'c']: allowed is a list of 0 to 2 texts"),
+    (["--seed", str(2**32)], "SEED = 4294967296: must be a whole number from 0 to 4294967295"),
+    (["--num_qubits", "11"], "NUM_QUBITS = 11: must be a whole number from 1 to 10"),
+    (["--model_name", " "], "MODEL_NAME = ' ': must be text"),
+    (["--attention_layers", "0,x"], "ATTENTION_LAYERS = '0,x': must be \"all\" or a list of whole numbers"),
+    (["--attention_layers", "0,0"], 'ATTENTION_LAYERS = [0, 0]: must be "all" or a list'),
+    (["--attention_layers", "-1"], 'ATTENTION_LAYERS = [-1]: must be "all" or a list'),
+    (["--attention_layers", "[1.7]"], 'ATTENTION_LAYERS = [1.7]: must be "all" or a list'),
+    (["--attention_layers", "[null]"], 'ATTENTION_LAYERS = [None]: must be "all" or a list'),
+    (["--attention_layers", "[]"], 'ATTENTION_LAYERS = []: must be "all" or a list'),
+    (["--text_columns", "a,b,c"], "TEXT_COLUMNS = ['a', 'b', 'c']: must be a list of 0 to 2 texts"),
     (
         ["--attention_pattern", "(", "--attention_layers", "all"],
-        "ATTENTION_PATTERN = '(': allowed is a regular expression",
+        "ATTENTION_PATTERN = '(': must be a regular expression",
     ),
     (["--attention_pattern", "q"], "ATTENTION_LAYERS = [0] contradicts ATTENTION_PATTERN = 'q'"),
-    (["--dataset_config", "stsb"], "DATASET_CONFIG = 'stsb': allowed with GLUE is one of cola, sst2"),
-    (["--dataset_config", "mnli"], "NUM_LABELS = 2: allowed with GLUE mnli is 3"),
+    (["--dataset_config", "stsb"], "DATASET_CONFIG = 'stsb': must be one of cola, sst2"),
+    (["--dataset_config", "mnli"], "NUM_LABELS = 2: must be 3 with GLUE mnli"),
+    (["--seeds", "9-0"], "SEEDS = '9-0': must be a list of whole numbers from 0 to 4294967295"),
+    (["--seeds", "0-2,x"], "SEEDS = '0-2,x': must be a list of whole numbers"),
+    (["--seeds", ""], "SEEDS = []: must name at least one; without the flag SEED alone counts"),
+    (["--seeds", "[]"], "SEEDS = []: must name at least one"),
+    (["--update_rules", ""], "UPDATE_RULES = []: must name at least one; without the flag UPDATE_RULE alone counts"),
+    (["--update_rules", " "], "UPDATE_RULES = []: must name at least one"),
+    (["--update_rules", "quantum,"], "UPDATE_RULES = ['quantum', '']: must be a list of quantum, independent"),
     (["--num_epoch", "5"], "unrecognized arguments: --num_epoch 5 (did you mean --num_epochs?)"),
     (["stray"], "unrecognized arguments: stray"),
     (["--seed"], "argument --seed: expected one argument; --help"),
@@ -99,14 +106,14 @@ def test_bad_settings_are_refused_in_one_line(flags, message):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("NUM_EPOCHS", True, "NUM_EPOCHS = True: allowed is a whole number"),
-        ("NUM_EPOCHS", 3.0, "NUM_EPOCHS = 3.0: allowed is a whole number"),
-        ("SHOTS", "1000", "SHOTS = '1000': allowed is a whole number"),
-        ("LEARNING_RATE", None, "LEARNING_RATE = None: allowed is a number"),
-        ("ATTENTION_LAYERS", 0, "ATTENTION_LAYERS = 0: allowed is"),
-        ("ATTENTION_LAYERS", [True], "ATTENTION_LAYERS = [True]: allowed is"),
-        ("SAMPLE_SENTENCES", "one", "SAMPLE_SENTENCES = 'one': allowed is a list"),
-        ("MODEL_NAME", "a\0b", "MODEL_NAME = 'a\\x00b': allowed is text"),
+        ("NUM_EPOCHS", True, "NUM_EPOCHS = True: must be a whole number"),
+        ("NUM_EPOCHS", 3.0, "NUM_EPOCHS = 3.0: must be a whole number"),
+        ("SHOTS", "1000", "SHOTS = '1000': must be a whole number"),
+        ("LEARNING_RATE", None, "LEARNING_RATE = None: must be a number"),
+        ("ATTENTION_LAYERS", 0, "ATTENTION_LAYERS = 0: must be"),
+        ("ATTENTION_LAYERS", [True], "ATTENTION_LAYERS = [True]: must be"),
+        ("SAMPLE_SENTENCES", "one", "SAMPLE_SENTENCES = 'one': must be a list"),
+        ("MODEL_NAME", "a\0b", "MODEL_NAME = 'a\\x00b': must be text"),
         ("NUM_EPOCS", 3, "NUM_EPOCS = 3: unknown setting in config.py (did you mean NUM_EPOCHS?)"),
     ],
 )
@@ -114,6 +121,85 @@ def test_badly_edited_constants_are_refused(monkeypatch, name, value, message):
     monkeypatch.setattr(config, name, value, raising=False)
     with pytest.raises(ValueError, match=re.escape(message)):
         config.load([])
+
+
+DEVICE_FLAGS = {
+    "device_groups": "8",
+    "device_noise": "off",
+    "mitigation": "readout",
+    "dynamical_decoupling": "XX",
+    "twirling": "gates",
+    "max_qpu_seconds": "60.5",
+    "dry_run": "yes",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), DEVICE_FLAGS.items())
+def test_flags_for_devices_are_refused_with_aer(name, value):
+    flags = [f"--{name}", value]
+    message = re.escape(f"{name.upper()} = ") + r".* with BACKEND = 'aer': must be left out, it is for devices"
+    for backend in ([], ["--backend", "aer"], ["--update_rules", "quantum,classical", "--seeds", "0-2"]):
+        with pytest.raises(ValueError, match=message):
+            config.parse([*flags, *backend])
+    with pytest.raises(ValueError, match=message):  # the default itself is as much without effect
+        config.parse([f"--{name}", str(getattr(config, name.upper()))])
+    (run,) = config.parse([*flags, "--backend", "fake:FakeManilaV2"]).runs
+    assert str(getattr(run, name)) == value
+
+
+def test_flags_for_devices_are_not_judged_by_the_default_backend_of_a_resumed_run():
+    for name, value in DEVICE_FLAGS.items():
+        command = config.parse(["--resume", "results/run_x", f"--{name}", value])
+        assert (command.resume, command.given) == ("results/run_x", {name})
+        assert str(getattr(command.runs[0], name)) == value
+
+
+def test_a_dry_run_in_config_is_refused_with_aer_and_other_device_settings_wait_for_a_device(monkeypatch):
+    monkeypatch.setattr(config, "MITIGATION", "readout")
+    assert config.load([]).mitigation == "readout"
+    monkeypatch.setattr(config, "DRY_RUN", "yes")
+    with pytest.raises(ValueError, match="DRY_RUN = 'yes' with BACKEND = 'aer': must be left out"):
+        config.load([])
+    assert config.load(["--backend", "generic:5"]).dry_run == "yes"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "sst2"),
+        (["--dataset_name", "glue"], "sst2"),
+        (["--dataset_name", "nyu-mll/glue"], "sst2"),
+        (["--dataset_name", "glue", "--dataset_config", "cola"], "cola"),
+        (["--dataset_name", "imdb"], ""),
+        (["--dataset_name", "imdb", "--dataset_config", "plain_text"], "plain_text"),
+        (["--dataset_name", "imdb", "--dataset_config", "sst2"], "sst2"),
+        (["--dataset_name", "someone/data"], ""),
+        (["--dataset_name", "embedded"], ""),
+        (["--dataset_name", "embedded", "--dataset_config", "cola"], ""),
+        (["--dataset_name", "./here"], ""),
+        (["--dataset_name", "~/data.csv", "--dataset_config", "plain_text"], ""),
+    ],
+)
+def test_the_configuration_of_glue_is_for_glue_alone(flags, expected):
+    assert config.load(flags).dataset_config == expected
+
+
+def test_an_existing_folder_is_local_whatever_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glue").mkdir()
+    assert config.load([]).dataset_config == ""
+
+
+def test_another_configuration_in_config_is_for_the_data_set_there(monkeypatch):
+    monkeypatch.setattr(config, "DATASET_NAME", "imdb")
+    assert config.load([]).dataset_config == ""
+    monkeypatch.setattr(config, "DATASET_CONFIG", "plain_text")
+    assert config.load([]).dataset_config == "plain_text"
+
+
+def test_seeds_are_ranges_and_lists():
+    assert [run.seed for run in config.parse(["--seeds", "0-2, 7"]).runs] == [0, 1, 2, 7]
+    assert [run.seed for run in config.parse(["--seeds", "3-3"]).runs] == [3]
 
 
 def test_a_deleted_constant_is_named(monkeypatch):
@@ -144,20 +230,3 @@ def test_help_shows_every_setting_with_default_and_meaning(capsys):
         start = text.index(f"--{name} VALUE\n" if f"--{name} VALUE\n" in text else f"--{name} VALUE ")
         entry = text[start : text.find("\n  --", start + 1)]
         assert "[default: " in " ".join(entry.split()) and len(entry) > 60, name
-
-
-def test_write_atomically_replaces_files_and_folders_and_cleans_up(tmp_path):
-    for text in ("one", "two"):
-        config.write_atomically(tmp_path / "a.json", lambda path, text=text: path.write_text(text))
-        config.write_atomically(tmp_path / "folder", lambda path, text=text: (path.mkdir(), (path / text).touch()))
-    assert (tmp_path / "a.json").read_text() == "two"
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["two"]
-
-    def broken(path):
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        config.write_atomically(tmp_path / "a.json", broken)
-    assert (tmp_path / "a.json").read_text() == "two"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "folder"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import qiskit_ibm_runtime
 import torch
-from conftest import run_script
+from conftest import metric_rows, one_error, only_run, read_json, run_script, run_training
 from qiskit_ibm_runtime import executor_sampler, fake_provider
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import (
@@ -23,7 +23,6 @@ from qiskit_ibm_runtime.exceptions import (
 
 import devices
 import quantum_circuits as qc
-import train
 
 PHI = math.pi / 4
 LocalSampler = executor_sampler.Sampler
@@ -103,7 +102,7 @@ def test_qubit_k_after_layout_is_still_weight_k(name):
     shots = 4000
     backend = make_backend(name)
     x = np.vstack([np.eye(5), -np.eye(5)])
-    measured = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
     assert np.abs(measured - 0.5 * x).max() < 5 / math.sqrt(shots)
 
 
@@ -117,7 +116,7 @@ def test_packing_changes_no_result(lines):
     assert len(backend.lines) == lines and backend.circuit.num_clbits == 3 * lines
     x = np.random.default_rng(0).uniform(-1, 1, (7, 3))  # 7 groups: the last row of 2 or 3 copies is not full
     exact = exact_means(backend, x)
-    measured = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
     assert np.all(np.abs(measured - exact) < 5 * np.sqrt((1 - exact**2) / shots) + 1 / shots)
 
 
@@ -125,8 +124,8 @@ def test_device_and_aer_agree_without_noise_through_the_whole_update():
     gradient = torch.randn(60, generator=torch.Generator().manual_seed(3))
     arguments = {"learning_rate": 1.0, "shots": 4000, "seed": (0, 1, 0)}
     device = make_backend()
-    on_device, cost = qc.quantum_parameter_update(gradient, device, **arguments)
-    assert (cost.entries, cost.circuits, cost.shots) == (60, 12, 48_000)
+    on_device, usage = qc.quantum_parameter_update(gradient, device, **arguments)
+    assert (usage.entries, usage.circuits, usage.shots) == (60, 12, 48_000)
     on_aer, _ = qc.quantum_parameter_update(gradient, qc.AerBackend(device.ansatz), **arguments)
     scale = gradient.view(-1, 5).abs().amax(1, keepdim=True)
     for update in (on_device, on_aer):
@@ -141,7 +140,7 @@ def test_noise_biases_and_readout_mitigation_takes_some_of_it_back():
     for noise, mitigation in ((False, "none"), (True, "none"), (True, "readout")):
         backend = make_backend(noise=noise, mitigation=mitigation)
         exact = exact_means(backend, x)
-        measured = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+        measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
         slopes[noise, mitigation] = float((measured * exact).sum() / (exact**2).sum())
     error = 5 / math.sqrt(shots * (exact**2).sum())
     assert abs(slopes[False, "none"] - 1) < error
@@ -156,12 +155,14 @@ def test_mitigation_inverts_readout_errors_alone_exactly():
     share = np.random.default_rng(0).uniform(0, 1, (3, 5))  # of ones, before the errors
     seen = backend.assignment[0] + (1 - backend.assignment[0] - backend.assignment[1]) * share
     backend.run = lambda *_: (seen,)
-    np.testing.assert_allclose(backend.measure(np.zeros((3, 5)), 10, (0, 1, 0)), 2 * share - 1, atol=1e-12)
+    means, circuits, shots = backend.measure(np.zeros((3, 5)), 10, (0, 1, 0))
+    np.testing.assert_allclose(means, 2 * share - 1, atol=1e-12)
+    assert (circuits, shots) == (3, 30)
 
 
 def test_same_seed_same_bits_and_another_step_other_noise():
     theta = np.zeros((4, 5))
-    first, again, other = (make_backend().measure(theta, 200, (0, step, 0)) for step in (1, 1, 2))
+    first, again, other = (make_backend().measure(theta, 200, (0, step, 0))[0] for step in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
 
@@ -184,12 +185,86 @@ def test_only_the_chosen_groups_get_an_update():
     backend = qc.AerBackend(qc.build_ansatz("graph", 5, PHI), "exact")
     for chosen, entries in (([0, 3], 10), ([1, 4], 8), ([], 0)):  # group 4 holds 3 entries and 2 of padding
         groups = torch.tensor(chosen, dtype=torch.int64)
-        update, cost = qc.quantum_parameter_update(
+        update, usage = qc.quantum_parameter_update(
             gradient, backend, learning_rate=1.0, shots=1, seed=(0, 0, 0), groups=groups
         )
         kept = torch.isin(torch.arange(23) // 5, groups)
         torch.testing.assert_close(update, gradient * kept)
-        assert (cost.entries, cost.circuits) == (entries, len(chosen))
+        assert (usage.entries, usage.circuits) == (entries, len(chosen))
+
+
+# --- What is counted
+
+
+@pytest.mark.parametrize("name", ["fake:FakeManilaV2", "generic:4"])
+def test_circuits_and_shots_are_those_that_ran(name):
+    """8 groups on 2 lines are 4 circuits: not a circuit per group."""
+    gradient = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    arguments = {"learning_rate": 1.0, "shots": 50}
+    backend = make_backend(name, 2, most_lines=2)
+    assert len(backend.lines) == 2
+    _, usage = qc.quantum_parameter_update(gradient, backend, seed=(0, 1, 0), **arguments)
+    assert (usage.entries, usage.circuits, usage.shots) == (16, 4, 200)
+    _, usage = qc.quantum_parameter_update(gradient[:13], backend, seed=(0, 1, 1), **arguments)  # 7 groups
+    assert (usage.entries, usage.circuits, usage.shots) == (13, 4, 200)
+    groups = torch.tensor([1, 2, 6])
+    _, usage = qc.quantum_parameter_update(gradient, backend, seed=(0, 1, 2), groups=groups, **arguments)
+    assert (usage.entries, usage.circuits, usage.shots) == (6, 2, 100)
+    _, usage = qc.quantum_parameter_update(gradient, backend, seed=(0, 1, 3), groups=groups[:0], **arguments)
+    assert (usage.entries, usage.circuits, usage.shots) == (0, 0, 0)
+
+
+def test_calibration_circuits_count_in_the_update_that_ran_them():
+    gradient = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    backend = make_backend("fake:FakeManilaV2", 2, most_lines=2, mitigation="readout", noise=True)
+    assert devices.CALIBRATION_SHOTS == 10
+    for step, expected in ((1, (16, 4 + 2, (4 + 2 * 10) * 50)), (2, (16, 4, 200)), (3, (16, 4, 200))):
+        _, usage = qc.quantum_parameter_update(gradient, backend, learning_rate=1.0, shots=50, seed=(0, step, 0))
+        assert (usage.entries, usage.circuits, usage.shots) == expected
+
+
+def spy_on_jobs(monkeypatch):
+    """(step, circuits, shots) of every job that a DeviceBackend submits from now on, from its PUBs themselves."""
+    jobs, real = [], devices.DeviceBackend.submit
+
+    def submit(self, pubs, rows, shots, seed, *rest):
+        circuits = 0
+        for _, *values in pubs:
+            circuits += len(next(iter(values[0].values()))) if values else 1
+        jobs.append((seed[1], circuits, circuits * shots))
+        return real(self, pubs, rows, shots, seed, *rest)
+
+    monkeypatch.setattr(devices.DeviceBackend, "submit", submit)
+    return jobs
+
+
+@pytest.mark.parametrize("mitigation", ["none", "readout"])
+def test_metrics_of_a_run_count_what_ran(tiny_flags, tmp_path, monkeypatch, mitigation):
+    jobs = spy_on_jobs(monkeypatch)
+    selected = ["--attention_layers", "all", "--attention_pattern", r"layer\.0\.attention\.q_lin\.weight"]
+    flags = ["--backend", "fake:FakeManilaV2", "--num_qubits", "2", "--device_groups", "8", "--shots", "50"]
+    assert run_training([*tiny_flags, *flags, *selected, "--mitigation", mitigation]) == 0
+    run = only_run(tmp_path / "results")
+    rows = [row for row in metric_rows(run) if row["loss"]]
+    calibrations = 2 if mitigation == "readout" else 0
+    expected = [(4 + calibrations, (4 + 10 * calibrations) * 50), (4, 200), (4, 200)]
+    assert [(int(row["circuits"]), int(row["shots"])) for row in rows] == expected
+    submitted = [sum(column) for column in list(zip(*jobs, strict=True))[1:]]
+    assert [sum(column) for column in zip(*expected, strict=True)] == submitted
+    statistics = read_json(run / "training_statistics.json")
+    assert [statistics["circuits"], statistics["shots"]] == submitted
+    assert statistics["coverage"] == pytest.approx(16 / 256)
+
+
+def test_metrics_of_several_tensors_count_their_jobs_together(tiny_flags, tmp_path, monkeypatch):
+    jobs = spy_on_jobs(monkeypatch)
+    flags = ["--backend", "fake:FakeManilaV2", "--num_qubits", "2", "--device_groups", "9", "--shots", "50"]
+    assert run_training([*tiny_flags, *flags]) == 0
+    for row in metric_rows(only_run(tmp_path / "results")):
+        if row["loss"]:
+            ran = [job for job in jobs if job[0] == int(row["step"])]
+            assert (int(row["circuits"]), int(row["shots"])) == tuple(map(sum, list(zip(*ran, strict=True))[1:]))
+            assert int(row["circuits"]) < 9
 
 
 # --- Jobs
@@ -270,7 +345,7 @@ def test_a_run_started_again_fetches_its_job(monkeypatch, tmp_path):
     service = Service(monkeypatch, [KeyboardInterrupt()])
     with pytest.raises(KeyboardInterrupt):
         service.backend(path).measure(THETA, 100, (0, 3, 1))
-    means = service.backend(path).measure(THETA, 100, (0, 3, 1))  # another process: all it has is the file
+    means, _, _ = service.backend(path).measure(THETA, 100, (0, 3, 1))  # another process: all it has is the file
     assert len(service.stored) == 1 and means.shape == (2, 5)
     service.backend(path).measure(THETA, 100, (0, 3, 1))  # finished: its result is fetched again, not paid again
     assert len(service.stored) == 1
@@ -407,17 +482,17 @@ def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
 
 def test_a_run_on_a_fake_records_coverage_and_jobs(tiny_flags, tmp_path):
     flags = [*tiny_flags, "--backend", "fake:FakeManilaV2", "--device_groups", "3", "--shots", "200"]
-    assert train.main(flags) == 0
-    (run,) = (tmp_path / "results").iterdir()
-    statistics = json.loads((run / "training_statistics.json").read_text())
+    assert run_training(flags) == 0
+    run = only_run(tmp_path / "results")
+    statistics = read_json(run / "training_statistics.json")
     assert statistics["circuits"] == 9 and statistics["coverage"] == pytest.approx(15 / 1024, abs=2 / 1024)
-    assert json.loads((run / "environment.json").read_text())["backend"] == "fake_manila"
+    assert read_json(run / "environment.json")["backend"] == "fake_manila"
     assert {line["status"] for line in journal_lines(run / "jobs.jsonl")} == {"submitted", "done"}
 
 
 def test_dry_run_prints_the_plan_and_submits_nothing(tiny_flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(devices.DeviceBackend, "submit", None)
-    assert train.main([*tiny_flags, "--backend", "fake:FakeManilaV2", "--dry_run", "yes"]) == 0
+    assert run_training([*tiny_flags, "--backend", "fake:FakeManilaV2", "--dry_run", "yes"]) == 0
     assert "plan:    at most 12 jobs, 105 circuits, 105,000 shots" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
 
@@ -428,8 +503,8 @@ def test_dry_run_prints_the_plan_and_submits_nothing(tiny_flags, tmp_path, capsy
         (["fake:FakeManilla"], "no such fake device; near are FakeManila"),
         (["generic:4"], "'generic:4' has 4 qubits: NUM_QUBITS = 5 do not fit"),
         (["ibm"], "MAX_QPU_SECONDS = 0 with BACKEND = 'ibm': real hardware needs a limit"),
-        (["fake:FakeManilaV2", "--update_rule", "exact"], "allowed with devices"),
-        (["ibmq"], "BACKEND = 'ibmq': allowed is one of aer, ibm"),
+        (["fake:FakeManilaV2", "--update_rule", "exact"], "must be quantum, or one without circuits; devices measure"),
+        (["ibmq"], "BACKEND = 'ibmq': must be one of aer, ibm"),
         (["ibm:x", "--max_qpu_seconds", "60"], "BACKEND = 'ibm:x': .*save an account"),
     ],
 )
@@ -439,7 +514,7 @@ def test_what_cannot_run_is_refused(tiny_flags, tmp_path, monkeypatch, flags, me
         "qiskit_ibm_runtime.accounts.management._DEFAULT_ACCOUNT_CONFIG_JSON_FILE", str(tmp_path / "no")
     )
     with pytest.raises(ValueError, match=message):
-        train.main([*tiny_flags, "--backend", *flags])
+        run_training([*tiny_flags, "--backend", *flags])
     assert not (tmp_path / "results").exists()
 
 
@@ -448,10 +523,10 @@ def test_more_than_the_quota_is_refused_before_anything_is_submitted(tiny_flags,
     monkeypatch.setattr(devices, "open_ibm", lambda *_: (fake_provider.FakeManilaV2(), service))
     flags = [*tiny_flags, "--backend", "ibm:x", "--device_groups", "4", "--shots", "100"]
     with pytest.raises(ValueError, match="MAX_QPU_SECONDS = 20: the plan takes about"):
-        train.main([*flags, "--max_qpu_seconds", "20"])
+        run_training([*flags, "--max_qpu_seconds", "20"])
     assert not service.stored and not (tmp_path / "results").exists()
-    assert train.main([*flags, "--max_qpu_seconds", "100"]) == 0
-    (run,) = (tmp_path / "results").iterdir()
+    assert run_training([*flags, "--max_qpu_seconds", "100"]) == 0
+    run = only_run(tmp_path / "results")
     done = [line for line in journal_lines(run / "jobs.jsonl") if line["status"] == "done"]
     assert len(done) == len(service.stored) and all(run.name in job.tags for job in service.stored.values())
 
@@ -460,23 +535,39 @@ def test_a_run_interrupted_in_the_queue_goes_on_with_the_same_job(tiny_flags, tm
     service = Service(monkeypatch, [None, None, KeyboardInterrupt()])
     monkeypatch.setattr(devices, "open_ibm", lambda *_: (fake_provider.FakeManilaV2(), service))
     flags = [*tiny_flags, "--backend", "ibm:x", "--device_groups", "4", "--shots", "100", "--max_qpu_seconds", "100"]
-    assert train.main(flags) == 130
-    (run,) = (tmp_path / "results").iterdir()
+    assert run_training(flags) == 130
+    run = only_run(tmp_path / "results")
     assert len(service.stored) == 3 and not (run / "model").exists()
-    assert train.main(["--resume", str(run)]) == 0
+    assert run_training(["--resume", str(run)]) == 0
     lines = journal_lines(run / "jobs.jsonl")
     submitted = [line["job"] for line in lines if line["status"] == "submitted"]
     assert len(submitted) == len(set(submitted)) == len(service.stored)
     assert [line["status"] for line in lines if line["job"] == "job-2"] == ["submitted", "done"]
 
 
+def test_a_service_that_stays_away_ends_a_run_in_one_line_and_resume_goes_on(
+    tiny_flags, tmp_path, monkeypatch, capsys, waits
+):
+    away = [ConnectionError("refused")] * devices.NETWORK_ATTEMPTS
+    service = Service(monkeypatch, [*[None] * 5, *away])
+    monkeypatch.setattr(devices, "open_ibm", lambda *_: (fake_provider.FakeManilaV2(), service))
+    flags = [*tiny_flags, "--backend", "ibm:x", "--device_groups", "4", "--shots", "100", "--max_qpu_seconds", "100"]
+    assert run_training(flags) == 1
+    run = only_run(tmp_path / "results")
+    assert "out of reach: refused; job job-5 is kept" in one_error(capsys.readouterr().err)
+    assert read_json(run / "training_statistics.json")["status"] == "failed"
+    assert run_training(["--resume", str(run)]) == 0 and len(waits) == devices.NETWORK_ATTEMPTS - 1
+    lines = journal_lines(run / "jobs.jsonl")
+    assert [line["status"] for line in lines if line["job"] == "job-5"] == ["submitted", "done"]
+
+
 def test_a_spent_quota_stops_cleanly_and_leaves_a_checkpoint(tiny_flags, tmp_path, monkeypatch, capsys):
     service = Service(monkeypatch, seconds=40.0)  # more than the plan said
     monkeypatch.setattr(devices, "open_ibm", lambda *_: (fake_provider.FakeManilaV2(), service))
     flags = [*tiny_flags, "--backend", "ibm:x", "--device_groups", "1", "--shots", "100", "--max_qpu_seconds", "60"]
-    assert train.main(flags) == 130
-    (run,) = (tmp_path / "results").iterdir()
-    assert json.loads((run / "training_statistics.json").read_text())["status"] == "interrupted"
+    assert run_training(flags) == 130
+    run = only_run(tmp_path / "results")
+    assert read_json(run / "training_statistics.json")["status"] == "interrupted"
     assert "80 s of QPU time are used" in capsys.readouterr().err and len(service.stored) == 2
     assert (run / "checkpoint" / "step_00000002" / "sha256.json").exists()
 
@@ -488,7 +579,7 @@ def test_no_token_reaches_files_output_or_errors(tiny_flags, tmp_path, monkeypat
     monkeypatch.setenv("QISKIT_IBM_TOKEN", SECRET)
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", fail)
     with pytest.raises(ValueError, match=r"401 for token \*\*\*") as caught:
-        train.main([*tiny_flags, "--backend", "ibm", "--max_qpu_seconds", "60"])
+        run_training([*tiny_flags, "--backend", "ibm", "--max_qpu_seconds", "60"])
     assert SECRET not in repr(caught.value) and caught.value.__suppress_context__
 
     flags = [*tiny_flags, "--backend", "fake:FakeManilaV2", "--device_groups", "2", "--shots", "50"]

@@ -6,13 +6,13 @@ import socket
 
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, only_run, read_json, run_script, run_training
 from safetensors import safe_open
 
 import config
 import model_utils
-import run_folder
 import train
+from harness import run_folder
 from report import figures
 
 SENTENCES = {split: ROOT / "embedded" / "sentences" / f"{split}.tsv" for split in ("train", "validation")}
@@ -71,27 +71,17 @@ def test_model_is_small_half_precision_and_without_a_head():
 
 def embedded_flags(tmp_path, *flags):
     return [
-        "--model_name",
-        "embedded",
-        "--dataset_name",
-        "embedded",
-        "--results_dir",
-        str(tmp_path / "results"),
+        *("--model_name", "embedded", "--dataset_name", "embedded", "--results_dir", str(tmp_path / "results")),
         *flags,
     ]
 
 
-def only_run(tmp_path):
-    (run,) = (tmp_path / "results").iterdir()
-    return run
-
-
 def test_asked_for_outright(tmp_path, capsys):
-    assert train.main(embedded_flags(tmp_path, "--num_epochs", "1", "--shots", "100", "--eval_size", "0")) == 0
-    run = only_run(tmp_path)
-    settings = json.loads((run / "config.json").read_text())
+    assert run_training(embedded_flags(tmp_path, "--num_epochs", "1", "--shots", "100", "--eval_size", "0")) == 0
+    run = only_run(tmp_path / "results")
+    settings = read_json(run / "config.json")
     assert settings["learning_rate"] == config.load([]).embedded_learning_rate
-    environment = json.loads((run / "environment.json").read_text())
+    environment = read_json(run / "environment.json")
     assert environment["model"]["kind"] == environment["data"]["kind"] == "embedded"
     assert "stands_in_for" not in environment["model"]
     assert f"{settings['learning_rate']:g} for AdamW" in capsys.readouterr().out
@@ -101,7 +91,7 @@ def test_asked_for_outright(tmp_path, capsys):
 def test_its_learning_rate_gives_way_to_one_on_the_command_line():
     for flags, expected in (([], "embedded_learning_rate"), (["--learning_rate", "1e-3"], None)):
         flags = ["--model_name", "embedded", "--dataset_name", "embedded", *flags]
-        settings, *_ = train.load_or_stand_in(config.load(flags), config.given_flags(flags))
+        settings, *_ = train.load_or_stand_in(config.load(flags), config.parse(flags).given)
         assert settings.learning_rate == (getattr(settings, expected) if expected else 1e-3)
 
 
@@ -119,8 +109,8 @@ def test_pretraining_matters(tmp_path, monkeypatch):
     for start, load in (("pretrained", real), ("random", at_random)):
         monkeypatch.setattr(model_utils, "load_model", load)
         results = tmp_path / start
-        assert train.main([*flags, "--results_dir", str(results)]) == 0
-        statistics = json.loads((next(results.iterdir()) / "training_statistics.json").read_text())
+        assert run_training([*flags, "--results_dir", str(results)]) == 0
+        statistics = read_json(only_run(results) / "training_statistics.json")
         accuracy[start] = statistics["evaluations"][-1]["accuracy"]
     assert accuracy["pretrained"] > 0.8 and accuracy["random"] < 0.6
 
@@ -137,8 +127,8 @@ def test_no_hub_in_reach_goes_on_with_the_embedded_default(listens, tmp_path):
     assert status == 0, err
     loud = [line for line in err.splitlines() if line.startswith("*** ")]
     assert len(loud) == 2 and "this is NOT a DistilBERT run" in loud[1] and "the hub cannot be reached" in loud[1]
-    run = only_run(tmp_path)
-    environment = json.loads((run / "environment.json").read_text())
+    run = only_run(tmp_path / "results")
+    environment = read_json(run / "environment.json")
     assert environment["model"]["stands_in_for"] == "distilbert-base-uncased"
     assert environment["data"]["stands_in_for"] == "glue sst2"
     caption = figures.caption(run_folder.read(run))

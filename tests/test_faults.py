@@ -13,24 +13,27 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, run_analysis, run_script, write_tiny_data, write_tiny_model
-from test_checkpoints import LONG, Poison, only_run, stop_at
+from conftest import (
+    LONG,
+    ROOT,
+    Poison,
+    one_error,
+    only_run,
+    run_analysis,
+    run_script,
+    run_training,
+    stop_at,
+    write_tiny_data,
+    write_tiny_model,
+)
 
-import checkpoints
 import config
-import run_folder
 import train
+from harness import checkpoints, run_folder
 
 
 def files_of(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def one_error(err):
-    """The one line about an error on stderr, between progress bars; no traceback."""
-    assert "Traceback" not in err, err
-    (line,) = [line for line in err.replace("\r", "\n").splitlines() if "error: " in line]
-    return line
 
 
 # --- Disks
@@ -39,7 +42,7 @@ def one_error(err):
 @pytest.fixture
 def trained(tiny_flags, tmp_path, capsys):
     """Flags, and the folder of a finished run with them."""
-    assert train.main(tiny_flags) == 0
+    assert run_training(tiny_flags) == 0
     capsys.readouterr()
     return tiny_flags, only_run(tmp_path / "results")
 
@@ -76,11 +79,11 @@ def test_a_disk_that_fills_up_keeps_the_checkpoints_before(tiny_flags, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_model", save_model)
-        assert train.main([*tiny_flags, *LONG, "--num_epochs", "1"]) == 1
+        assert run_training([*tiny_flags, *LONG, "--num_epochs", "1"]) == 1
     assert "No space left on device" in one_error(capsys.readouterr().err)
     run = only_run(tmp_path / "results")
     assert [folder.name for folder in sorted((run / "checkpoint").iterdir())] == ["step_00000002", "step_00000004"]
-    assert train.main(["--resume", str(run)]) == 0  # when there is room again
+    assert run_training(["--resume", str(run)]) == 0  # when there is room again
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tiny_flags, tmp_path):
@@ -101,7 +104,7 @@ def test_a_run_folder_deleted_meanwhile_is_one_line(tiny_flags, tmp_path, monkey
         return real(gradients, backend, settings, step)
 
     monkeypatch.setattr(train, "measure_gradients", measure)
-    assert train.main([*tiny_flags, *LONG]) == 1
+    assert run_training([*tiny_flags, *LONG]) == 1
     assert "the run folder is gone" in one_error(capsys.readouterr().err)
     assert not any((tmp_path / "results").iterdir())
 
@@ -112,7 +115,7 @@ def test_a_run_folder_deleted_meanwhile_is_one_line(tiny_flags, tmp_path, monkey
 def test_a_clock_that_steps_back_during_a_run_changes_nothing(tiny_flags, tmp_path, monkeypatch):
     clock = iter(range(10**9, 0, -3600))
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
-    assert train.main(tiny_flags) == 0
+    assert run_training(tiny_flags) == 0
     assert run_folder.read(only_run(tmp_path / "results"))["statistics"]["seconds_per_step"] > 0
 
 
@@ -161,7 +164,7 @@ def test_unicode_and_spaces_in_every_path(tmp_path):
 
 def test_the_advice_to_resume_can_be_pasted(tiny_flags, tmp_path, monkeypatch, capsys):
     stop_at(monkeypatch, 2)
-    assert train.main([*tiny_flags, "--results_dir", str(tmp_path / "my results")]) == 130
+    assert run_training([*tiny_flags, "--results_dir", str(tmp_path / "my results")]) == 130
     assert f"python train.py --resume '{only_run(tmp_path / 'my results')}'" in capsys.readouterr().err
 
 
@@ -169,7 +172,7 @@ def test_symlinks_are_followed_and_never_emptied(tiny_flags, tmp_path, capsys):
     real = tmp_path / "elsewhere"
     real.mkdir()
     (tmp_path / "link").symlink_to(real)
-    assert train.main([*tiny_flags, "--results_dir", str(tmp_path / "link")]) == 0
+    assert run_training([*tiny_flags, "--results_dir", str(tmp_path / "link")]) == 0
     run = only_run(real)
     # The model folder and the oldest checkpoint are links: what they point to stays.
     kept = shutil.move(run / "model", tmp_path / "kept model")
@@ -179,12 +182,12 @@ def test_symlinks_are_followed_and_never_emptied(tiny_flags, tmp_path, capsys):
     (outside / "precious").write_text("data")
     (run / "checkpoint" / "step_00000001").symlink_to(outside)
     before = files_of(kept) | files_of(outside)
-    assert train.main(["--resume", str(tmp_path / "link" / run.name), "--num_epochs", "3"]) == 0
+    assert run_training(["--resume", str(tmp_path / "link" / run.name), "--num_epochs", "3"]) == 0
     assert files_of(kept) | files_of(outside) == before and not (run / "model").is_symlink()
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': is no folder"):
-        train.main([*tiny_flags, "--results_dir", str(dangling)])
+        run_training([*tiny_flags, "--results_dir", str(dangling)])
 
 
 # --- Junk and hostile files
@@ -211,7 +214,7 @@ def test_a_results_folder_full_of_junk(trained, capsys):
     assert status == 0 and "Traceback" not in err and (results / "analysis" / "report.html").is_file(), err
     skipped = [line for line in err.splitlines() if line.startswith("skipped")]
     assert len(skipped) >= 10 and any("run_20250101_old: config.json lacks" in line for line in skipped)
-    assert train.main([*flags, "--update_rules", "quantum,classical"]) == 0
+    assert run_training([*flags, "--update_rules", "quantum,classical"]) == 0
     assert "2 runs, 1 of them finished before" in capsys.readouterr().out
     assert {path: content for path, content in files_of(results).items() if path in before} == before
 
@@ -240,7 +243,7 @@ def test_metrics_that_are_gone_are_missed_before_anything_is_written(trained, ro
         (run / "metrics.csv").write_text(rows)
     before = files_of(run)
     with pytest.raises(ValueError, match=r"metrics.csv lacks rows that were there at the checkpoint"):
-        train.main(["--resume", str(run), "--num_epochs", "2"])
+        run_training(["--resume", str(run), "--num_epochs", "2"])
     assert files_of(run) == before
 
 
@@ -332,7 +335,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_with_debug(tmp_path):
 
 def test_debug_shows_where_a_run_failed(tiny_flags, monkeypatch, capsys):
     stop_at(monkeypatch, 2, OSError("the disk is on fire"))
-    assert train.main([*tiny_flags, "--debug"]) == 1
+    assert run_training([*tiny_flags, "--debug"]) == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and "error: the disk is on fire" in err
 
@@ -344,7 +347,7 @@ def test_text_that_no_file_can_hold_is_refused():
 
 
 def test_out_of_memory_while_loading_is_no_damaged_checkpoint(tiny_flags, tmp_path, monkeypatch, capsys):
-    assert train.main([*tiny_flags, *LONG, "--num_epochs", "1"]) == 0
+    assert run_training([*tiny_flags, *LONG, "--num_epochs", "1"]) == 0
     run = only_run(tmp_path / "results")
 
     def full(*_, **__):
@@ -352,5 +355,5 @@ def test_out_of_memory_while_loading_is_no_damaged_checkpoint(tiny_flags, tmp_pa
 
     monkeypatch.setattr(checkpoints, "load_model", full)
     with pytest.raises(torch.OutOfMemoryError):
-        train.main(["--resume", str(run), "--num_epochs", "2"])
+        run_training(["--resume", str(run), "--num_epochs", "2"])
     assert "damaged" not in capsys.readouterr().err

@@ -10,31 +10,17 @@ import sys
 import threading
 import time
 
+import pandas
+import pyarrow
 import pytest
 import torch
-from conftest import ROOT, write_tiny_model
+from conftest import ROOT, SMALL, small_model, write_tiny_model
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 import config
 import model_utils
-
-SMALL = {
-    "vocab_size": 30,
-    **dict.fromkeys(("hidden_size", "dim", "n_embd", "embedding_size"), 8),
-    **dict.fromkeys(("intermediate_size", "hidden_dim", "n_inner"), 16),
-    **dict.fromkeys(("num_hidden_layers", "n_layers", "n_layer"), 3),
-    **dict.fromkeys(("num_attention_heads", "n_heads", "n_head"), 2),
-}
-
-
-def small_model(family, **changes):
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    model_config = AutoConfig.for_model(family)
-    for name, value in {**SMALL, **changes}.items():
-        if name in model_config.attribute_map or hasattr(model_config, name):
-            setattr(model_config, name, value)
-    return AutoModelForSequenceClassification.from_config(model_config)
+from harness import hub
 
 
 def load_settings(path, *flags):
@@ -64,7 +50,7 @@ def test_attention_weights_of_each_family(family, count, example):
     assert len(model_utils.attention_weights(model, (0, 2))[0]) == 2 * count
     assert len(model_utils.attention_weights(model, "all")[0]) == 3 * count
     assert bool(note) == (family == "gpt2")
-    with pytest.raises(ValueError, match=re.escape("ATTENTION_LAYERS = [3]: allowed with this model is 0 to 2")):
+    with pytest.raises(ValueError, match=re.escape("ATTENTION_LAYERS = [3]: must be from 0 to 2 with this model")):
         model_utils.attention_weights(model, (3,))
 
 
@@ -91,7 +77,9 @@ def test_unknown_families_list_what_a_pattern_can_choose():
         model_utils.attention_weights(model, (0,))
     chosen, _ = model_utils.attention_weights(model, "all", r"layer\.0\.ff\.layer_1\.weight")
     assert list(chosen) == ["transformer.layer.0.ff.layer_1.weight"]
-    with pytest.raises(ValueError, match=r"ATTENTION_PATTERN = 'nothing': matches no weight, choose from .*layer_1"):
+    with pytest.raises(
+        ValueError, match=r"ATTENTION_PATTERN = 'nothing': matches no weight, must match one of .*layer_1"
+    ):
         model_utils.attention_weights(model, "all", "nothing")
 
 
@@ -124,28 +112,42 @@ def write(path, text):
 
 
 BAD_FILES = [
-    ("a.tsv", "", "a.tsv: holds no rows"),
+    ("a.tsv", "", "a.tsv: cannot be read as tsv: No columns to parse from file"),
     ("a.tsv", "sentence\tlabel\n", "a.tsv: holds no rows"),
-    ("a.tsv", "text\tlabel\nx\t1\ny\t0\n", "has no column 'sentence', allowed is one of text, label"),
-    ("a.tsv", "sentence\tgold\nx\t1\ny\t0\n", "has no column 'label', allowed is one of sentence, gold"),
-    ("a.tsv", "sentence\tlabel\nx\t1\ny\t2\n", "row 2: label '2', allowed are whole numbers 0 to 1 (NUM_LABELS = 2)"),
-    ("a.tsv", "sentence\tlabel\nx\t-1\ny\t1\n", "row 1: label '-1', allowed are whole numbers 0 to 1"),
-    ("a.tsv", "sentence\tlabel\nx\tgood\ny\t1\n", "row 1: label 'good', allowed are whole numbers 0 to 1"),
-    ("a.tsv", "sentence\tlabel\nx\ny\t1\n", "row 1: label None, allowed are whole numbers"),
-    ("a.tsv", "label\tsentence\n1\n0\tx\n", "row 1: sentence = [None], allowed are texts"),
+    ("a.tsv", "text\tlabel\nx\t1\ny\t0\n", "has no column 'sentence', must be one of text, label"),
+    ("a.tsv", "sentence\tgold\nx\t1\ny\t0\n", "has no column 'label', must be one of sentence, gold"),
+    ("a.tsv", "sentence\tlabel\nx\t1\ny\t2\n", "row 2: label '2' must be a whole number from 0 to 1 (NUM_LABELS = 2)"),
+    ("a.tsv", "sentence\tlabel\nx\t-1\ny\t1\n", "row 1: label '-1' must be a whole number from 0 to 1"),
+    ("a.tsv", "sentence\tlabel\nx\tgood\ny\t1\n", "row 1: label 'good' must be a whole number from 0 to 1"),
+    ("a.tsv", "sentence\tlabel\nx\ny\t1\n", "row 1: label None must be a whole number"),
+    ("a.tsv", "label\tsentence\n1\n0\tx\n", "row 1: sentence = [None] must be text"),
     ("a.tsv", "sentence\tlabel\ncafé\t1\n".encode("latin-1"), "a.tsv: not UTF-8 text, byte 0xe9 at 18"),
-    ("a.jsonl", '{"sentence": "x", "label": 1.5}\n{"sentence": "y", "label": 1}', "row 1: label 1.5, allowed"),
+    (
+        "a.jsonl",
+        '{"sentence": "x", "label": 1.5}\n{"sentence": "y", "label": 1}',
+        "row 1: label 1.5 must be a whole number",
+    ),
     ("a.jsonl", '{"sentence": "x", "label": 1}\n{broken', "a.jsonl: cannot be read as jsonl: "),
-    ("a.jsonl", "[1, 2]\n", "a.jsonl: cannot be read as jsonl: line 1 is not a JSON object"),
-    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y"}', "row 2: label None, allowed"),
-    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y", "label": Infinity}', "row 2: label inf, allowed"),
+    ("a.jsonl", "[1, 2]\n", "a.jsonl: cannot be read as jsonl: line 1: must be a JSON object"),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y"}', "row 2: label None must be a whole number"),
+    (
+        "a.jsonl",
+        '{"sentence": "x", "label": 1}\n{"sentence": "y", "label": Infinity}',
+        "row 2: label inf must be a whole number",
+    ),
     ("a.jsonl", '{"sentence": "x", "label": 1}\n\n{broken', "jsonl: line 3: Expecting property name"),
-    ("a.tsv", "sentence\tlabel\nx\t1\ny\t0\tz\n", "row 2 has more fields than the header"),
+    ("a.tsv", "sentence\tlabel\nx\t1\ny\t0\tz\n", "a.tsv: cannot be read as tsv: Expected 2 fields in line 3, saw 3"),
+    ("a.tsv", "sentence\tlabel\nx\t1\tz\ny\t0\n", "a.tsv: cannot be read as tsv: Expected 2 fields in line 2, saw 3"),
     ("a.csv", "sentence,sentence,label\nx,y,1\n", "the header names a column twice: sentence, sentence, label"),
-    ("a.csv", "sentence,label\nx,1\n", "a.csv: holds one row, at least two are needed"),
+    ("a.csv", "sentence,label\nx,1\n", "a.csv: must hold at least two rows"),
     ("a.tsv", b"sentence\tlabel\n" + b"x\t1\n" * 50000 + b"\xe9\t1\n", "not UTF-8 text, byte 0xe9 at 200015"),
+    ("a.tsv", b"\xef\xbb\xbfsentence\tlabel\n\xe9\t1\n", "not UTF-8 text, byte 0xe9 at 18"),
+    ("a.csv", 'sentence,label\n"x,1\ny,0\n', "a.csv: cannot be read as csv: unexpected end of data"),
+    ("a.csv", "label,sentence\n1,x\n0\n", "row 2: sentence = [None] must be text"),
+    ("a.jsonl", '{"sentence": "x", "label": true}\n{"sentence": 3, "label": 0}', "row 2: sentence = [3] must be text"),
+    ("a.jsonl", "[" * 100000, "a.jsonl: cannot be read as jsonl: line 1: maximum recursion depth"),
     ("a.parquet", "not parquet", "a.parquet: cannot be read as parquet: "),
-    ("a.xls", "x", "allowed endings are .tsv, .csv, .jsonl, .json, .parquet"),
+    ("a.xls", "x", "must end in one of .tsv, .csv, .jsonl, .json, .parquet"),
 ]
 
 
@@ -155,13 +157,14 @@ def test_bad_files_get_one_clear_line(tmp_path, name, text, message):
     settings = load_settings(write(tmp_path / name, text), "--train_size", "0", "--eval_size", "0", *columns)
     if not columns:
         settings = settings._replace(text_columns=("sentence",))
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
         model_utils.load_data(settings)
+    assert len(str(refused.value).splitlines()) == 1 and name in str(refused.value)
 
 
 def test_odd_values_that_are_not_labels():
     for value in (decimal.Decimal("0.5"), 0.5, True + 0.1, None, [], "1.0", "", float("nan")):
-        with pytest.raises(ValueError, match="allowed are whole numbers 0 to 1"):
+        with pytest.raises(ValueError, match=r"here: label .* must be a whole number from 0 to 1"):
             model_utils.read_label(value, 2, "here")
     assert [model_utils.read_label(value, 2, "") for value in ("1", 1.0, True, decimal.Decimal(1))] == [1, 1, 1, 1]
 
@@ -170,17 +173,48 @@ def test_json_lines_may_hold_any_unicode(tmp_path):
     rows = [{"sentence": "one\u2028two\u0085three", "label": 1}, {"sentence": "b", "label": 0}]
     path = tmp_path / "a.jsonl"
     path.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline="")
-    assert model_utils.read_table(path).rows == rows
+    assert model_utils.read_table(path).to_dict("records") == rows
+
+
+def test_texts_and_labels_keep_their_values(tmp_path):
+    """What a reader of tables may take for a date, a number or a missing value stays the text that it is."""
+    texts = ["2020-01-01", "NA", "null", "nan", "None", "", "1e5", "007", "true", " x ", "1,5"]
+    rows = [{"sentence": text, "label": 1} for text in texts]
+    write(tmp_path / "a.tsv", "sentence\tlabel\n" + "".join(f"{text}\t1\n" for text in texts))
+    write(tmp_path / "a.csv", "\ufeffsentence,label\r\n" + "".join(f'"{text}",1\r\n' for text in texts))
+    write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))
+    pandas.DataFrame(rows, index=range(7, 18)).to_parquet(tmp_path / "a.parquet")
+    for ending in ("tsv", "csv", "jsonl", "parquet"):
+        table = model_utils.read_table(tmp_path / f"a.{ending}")
+        assert table["sentence"].tolist() == texts and {int(label) for label in table["label"]} == {1}
+        assert table.index.tolist() == list(range(len(texts))) and table.index.name == str(tmp_path / f"a.{ending}")
+    labels = [1.5, 1, True, None, "1", [1]]
+    write(tmp_path / "b.json", "\n".join(json.dumps({"label": label}) for label in labels))
+    read = model_utils.read_table(tmp_path / "b.json")["label"].tolist()
+    assert read == labels and list(map(type, read)) == list(map(type, labels))
+
+
+def test_parquet_files_that_do_not_fit_get_one_line(tmp_path):
+    path = tmp_path / "a.parquet"
+    for names, labels, message in (
+        (["sentence", "label", "label"], [1, 0], "cannot be read as parquet: "),
+        (["sentence", "label", "other"], [1, None], "row 2: label None must be a whole number"),
+        (["sentence", "label", "other"], [1, 2], "row 2: label 2 must be a whole number"),
+    ):
+        parquet.write_table(pyarrow.table([["x", "y"], labels, [0, 0]], names=names), path)
+        with pytest.raises(ValueError, match=message) as refused:
+            model_utils.load_data(load_settings(path, "--train_size", "0", "--eval_size", "0"))
+        assert str(path) in str(refused.value) and len(str(refused.value).splitlines()) == 1
 
 
 def test_missing_and_ambiguous_folders(tmp_path):
     with pytest.raises(ValueError, match="no such file or folder"):
         model_utils.load_data(load_settings(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"holds no train file, allowed are train\{\.tsv"):
+    with pytest.raises(ValueError, match=r"must hold one train file \(\.tsv, .*holds none"):
         model_utils.load_data(load_settings(tmp_path))
     write(tmp_path / "train.tsv", "sentence\tlabel\nx\t1\n")
     write(tmp_path / "train.csv", "sentence,label\nx,1\n")
-    with pytest.raises(ValueError, match=r"train\.csv and train\.tsv are one too many"):
+    with pytest.raises(ValueError, match=r"must hold one train file .*, holds train\.csv, train\.tsv"):
         model_utils.load_data(load_settings(tmp_path))
 
 
@@ -190,7 +224,7 @@ def test_columns_are_found_or_the_choice_is_listed(tmp_path):
     assert {(e.text, e.pair) for e in data.train + data.evaluation} == {("a", "b"), ("c", "d"), ("e", "f")}
     path = write(tmp_path / "b.csv", "review,label\na,0\nb,1\n")
     with pytest.raises(
-        ValueError, match=r"TEXT_COLUMNS = \[\]: none of the usual names is there, choose from review, label"
+        ValueError, match=r"TEXT_COLUMNS = \[\]: no column has a usual name, must be one or two of review, label"
     ):
         model_utils.load_data(load_settings(path))
 
@@ -210,7 +244,7 @@ def test_splits_are_drawn_with_the_seed_and_never_overlap(tmp_path, tiny_data):
     folder = model_utils.load_data(load_settings(tiny_data, "--train_size", "0", "--eval_size", "0"))
     dev = (tiny_data / "dev.tsv").read_text().splitlines()[1:]
     assert len(folder.train) == 60 and sorted(e.text for e in folder.evaluation) == sorted(r[:-2] for r in dev)
-    with pytest.raises(ValueError, match=r"TRAIN_SIZE = 61: allowed is 0 to 60.*\(0 = all\)"):
+    with pytest.raises(ValueError, match=r"TRAIN_SIZE = 61: must be from 0 to 60.*\(0 = all\)"):
         model_utils.load_data(load_settings(tiny_data, "--train_size", "61"))
 
 
@@ -227,7 +261,7 @@ def test_hub_data_goes_through_the_same_door(monkeypatch):
         return datasets.DatasetDict(train=split, validation=split.select(range(10)), test=split)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(model_utils, "hub_problem", lambda path: "")
+    monkeypatch.setattr(hub, "hub_problem", lambda path: "")
     flags = ["--dataset_config", "qqp", "--train_size", "8", "--eval_size", "0"]
     data = model_utils.load_data(config.load(flags))
     model_utils.load_data(config.load([*flags, "--dataset_revision", "v1"]))
@@ -240,13 +274,14 @@ def test_hub_data_goes_through_the_same_door(monkeypatch):
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub_socket(monkeypatch):
     """A socket that stands in for the hub; what a test makes the module believe of it is forgotten afterwards."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}/")
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setattr(model_utils, "HUB_PROBLEMS", [])
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(hub, "HUB_PROBLEMS", [])
         yield server
 
 
@@ -263,13 +298,13 @@ def answer_once(server, text):
 
 
 @pytest.mark.parametrize("listens", [False, True], ids=["refused", "silent"])
-def test_hub_out_of_reach_is_found_in_seconds(hub, listens):
+def test_hub_out_of_reach_is_found_in_seconds(hub_socket, listens):
     if listens:
-        hub.listen()  # takes the connection and never says a word
+        hub_socket.listen()  # takes the connection and never says a word
     started = time.monotonic()
-    assert model_utils.hub_problem("a/b/config.json", seconds=1.0) == "the hub cannot be reached"
+    assert hub.hub_problem("a/b/config.json", seconds=1.0) == "the hub cannot be reached"
     assert time.monotonic() - started < 5 and os.environ["HF_HUB_OFFLINE"] == "1"
-    assert model_utils.hub_problem("c", seconds=1.0) == "the hub cannot be reached"  # not: HF_HUB_OFFLINE is set
+    assert hub.hub_problem("c", seconds=1.0) == "the hub cannot be reached"  # not: HF_HUB_OFFLINE is set
 
 
 @pytest.mark.parametrize(
@@ -282,21 +317,21 @@ def test_hub_out_of_reach_is_found_in_seconds(hub, listens):
         ("503 Service Unavailable", "the hub answers 503 Service Unavailable, try again later"),
     ],
 )
-def test_what_the_hub_answers_counts(hub, status, problem):
-    answer_once(hub, f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-    assert model_utils.hub_problem("a/config.json") == problem
+def test_what_the_hub_answers_counts(hub_socket, status, problem):
+    answer_once(hub_socket, f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    assert hub.hub_problem("a/config.json") == problem
     assert os.environ["HF_HUB_OFFLINE"] == ("1" if problem else "0")
 
 
-def test_a_server_that_does_not_speak_http_is_out_of_reach(hub):
-    answer_once(hub, "SSH-2.0-OpenSSH\r\n")
-    assert model_utils.hub_problem("a/config.json") == "the hub cannot be reached"
+def test_a_server_that_does_not_speak_http_is_out_of_reach(hub_socket):
+    answer_once(hub_socket, "SSH-2.0-OpenSSH\r\n")
+    assert hub.hub_problem("a/config.json") == "the hub cannot be reached"
 
 
 def test_a_hub_switched_off_is_said_to_be(monkeypatch):
-    monkeypatch.setattr(model_utils, "HUB_PROBLEMS", [])
+    monkeypatch.setattr(hub, "HUB_PROBLEMS", [])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert model_utils.hub_problem("a/config.json") == "HF_HUB_OFFLINE is set"
+    assert hub.hub_problem("a/config.json") == "HF_HUB_OFFLINE is set"
 
 
 # --- Model, batches, evaluation
@@ -321,7 +356,7 @@ def test_models_that_cannot_be_had_get_one_line(tiny_model, tiny_data, tmp_path)
         model_utils.load_model(tiny_settings("./nowhere", tiny_data))
     with pytest.raises(ValueError, match="cannot be loaded"):
         model_utils.load_model(tiny_settings(tmp_path, tiny_data))
-    with pytest.raises(ValueError, match=r"MAX_LENGTH = 65: allowed with .* is at most 64"):
+    with pytest.raises(ValueError, match=r"MAX_LENGTH = 65: must be at most 64 with "):
         model_utils.load_model(tiny_settings(tiny_model, tiny_data)._replace(max_length=65))
 
 
@@ -345,7 +380,7 @@ def test_a_head_for_other_classes_is_refused_and_a_head_of_its_own_is_kept(tiny_
     tokenizer.save_pretrained(tmp_path / "own")
     again, _, source = model_utils.load_model(tiny_settings(tmp_path / "own", tiny_data, "--seed", "9"))
     assert torch.equal(again.classifier.weight, model.classifier.weight) and source["fresh_weights"] == []
-    with pytest.raises(ValueError, match=r"NUM_LABELS = 3: the head of .* has 2"):
+    with pytest.raises(ValueError, match=r"NUM_LABELS = 3: must be 2, as the head of .* has"):
         model_utils.load_model(tiny_settings(tmp_path / "own", tiny_data)._replace(num_labels=3))
 
 
@@ -368,7 +403,7 @@ def test_a_revision_of_a_hub_model_is_taken_and_its_commit_recorded(tmp_path):
         "    print(source['revision'], next(model.parameters()).mean().item())\n"
         "model_utils.load_model(config.load([*flags[:2], '--model_revision', 'v2', *flags[4:]]))\n"
     )
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout.split() == ["a" * 40, "0.0", "b" * 40, "1.0", "b" * 40, "1.0"], done.stderr
     assert "OutOfReach: MODEL_NAME = 'someone/tiny': cannot be loaded: HF_HUB_OFFLINE is set" in done.stderr
@@ -376,9 +411,9 @@ def test_a_revision_of_a_hub_model_is_taken_and_its_commit_recorded(tmp_path):
 
 def test_a_revision_of_what_is_local_is_refused(tiny_model, tiny_data):
     flags = ["--model_name", str(tiny_model), "--dataset_name", str(tiny_data), "--max_length", "32"]
-    with pytest.raises(ValueError, match="MODEL_REVISION = 'v1': allowed with a local model is only an empty one"):
+    with pytest.raises(ValueError, match="MODEL_REVISION = 'v1': must be empty with a local model"):
         model_utils.load_model(config.load([*flags, "--model_revision", "v1"]))
-    with pytest.raises(ValueError, match="DATASET_REVISION = 'v1': allowed with local data is only an empty one"):
+    with pytest.raises(ValueError, match="DATASET_REVISION = 'v1': must be empty with local data"):
         model_utils.load_data(config.load([*flags, "--dataset_revision", "v1"]))
 
 
@@ -394,7 +429,7 @@ def test_a_text_without_tokens_is_refused(tiny_model):
         def __call__(self, texts, pairs, **_):
             return {"input_ids": [[] for _ in texts]}
 
-    with pytest.raises(ValueError, match="the text '' has no token"):
+    with pytest.raises(ValueError, match="the text '' has no token, must have at least one"):
         model_utils.tokenize(Empty(), [model_utils.Example("", None, 1)], 16)
 
 
@@ -405,15 +440,31 @@ def test_evaluation_is_that_of_one_by_one_and_leaves_the_model_alone(tiny_model,
     encoded = model_utils.tokenize(tokenizer, [*data.evaluation, model_utils.Example("dull", None, 0)], 32)
     model.train()
     state = torch.get_rng_state()
-    loss, number = model_utils.evaluate(model, tokenizer, encoded, 7, "cpu")
+    loss, num_correct = model_utils.evaluate(model, tokenizer, encoded, 7, "cpu")
     assert model.training and torch.equal(torch.get_rng_state(), state)
     model.eval()
-    losses, right = [], 0
+    losses, expected = [], 0
     for item in encoded:
         logits = model(torch.tensor([item["input_ids"]])).logits
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([item["label"]])).item())
-        right += logits.argmax().item() == item["label"]
-    assert loss == pytest.approx(sum(losses), rel=1e-5) and number == right
+        expected += logits.argmax().item() == item["label"]
+    assert loss == pytest.approx(sum(losses), rel=1e-5) and num_correct == expected
+
+
+def test_weights_that_a_model_does_not_use_are_found(tiny_model, tiny_data):
+    model, tokenizer, _ = model_utils.load_model(tiny_settings(tiny_model, tiny_data))
+    encoded = model_utils.tokenize(tokenizer, [model_utils.Example("a dull film .", None, 0)], 32)
+    inputs, _ = model_utils.collate(tokenizer, encoded, "cpu")
+    assert model_utils.unused_weights(model, inputs) == set()
+    model.spare = torch.nn.Linear(2, 2)
+    model.frozen = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    state = torch.get_rng_state()
+    for training in (True, False):
+        model.train(training)
+        assert model_utils.unused_weights(model, inputs) == {"spare.weight", "spare.bias"}
+        assert all(module.training == training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_texts_are_cut_at_max_length(tiny_model):

@@ -1,9 +1,10 @@
-"""Whatever it is given, a public function gives a valid result or its documented error: 10,000 tries, drawn anew by
-hypothesis from a fixed seed."""
+"""Whatever it is given, a public function gives a valid result or its documented error.
+
+200 examples in all, the same in every run; with the mark `slow` 10,000 more, drawn anew each time.
+"""
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -14,19 +15,40 @@ from hypothesis import strategies as st
 import config
 import model_utils
 import quantum_circuits
-import run_folder
+from harness import run_folder
 
-TRIES = {"config": 2500, "command line": 2500, "data": 2500, "gradient": 2000, "metrics": 500}
+MORE = 50  # times as many examples are drawn with the mark `slow`
 
 
-def tries(of):
-    return settings(
-        max_examples=TRIES[of],
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def for_any(examples, **strategies):
+    """Make a property, a function of a folder of its own and of what the strategies draw, a test of that many examples.
+
+    The examples are a function of the strategies alone; under the mark `slow` they are MORE times as many, and new.
+    """
+
+    def decorate(check):
+        @pytest.mark.parametrize(
+            "times", [pytest.param(1, id="few"), pytest.param(MORE, id="many", marks=pytest.mark.slow)]
+        )
+        def test(tmp_path, times):
+            @settings(
+                max_examples=examples * times,
+                derandomize=times == 1,
+                print_blob=times > 1,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(**strategies)
+            def holds(**drawn):
+                check(tmp_path, **drawn)
+
+            holds()
+
+        test.__name__, test.__doc__ = check.__name__, check.__doc__
+        return test
+
+    return decorate
 
 
 # --- Settings
@@ -88,17 +110,17 @@ def refused(error):
     return True
 
 
-@tries("config")
-@given(
+@for_any(
+    50,
     changes=st.dictionaries(st.sampled_from(NAMES), values, min_size=1, max_size=3)
-    | st.sampled_from(NAMES).flatmap(lambda name: st.fixed_dictionaries({name: plausible(name)}))
+    | st.sampled_from(NAMES).flatmap(lambda name: st.fixed_dictionaries({name: plausible(name)})),
 )
-def test_any_value_in_config_is_taken_or_refused(changes):
+def test_any_value_in_config_is_taken_or_refused(_, changes):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in changes.items():
             patch.setattr(config, name, value)
         try:
-            for run in config.load_study([]):
+            for run in config.parse([]).runs:
                 require_valid(run)
         except ValueError as error:
             assert refused(error) and any(name in str(error) for name in config.Settings._fields + tuple(NAMES))
@@ -129,17 +151,18 @@ def as_text(value):
     return json.dumps(value) if isinstance(value, list) else str(value)
 
 
-@tries("command line")
-@given(words=st.lists(words | st.tuples(flags, words).map(list), max_size=6) | st.lists(given_values, max_size=3))
-def test_any_command_line_is_taken_or_refused(words):
+@for_any(50, words=st.lists(words | st.tuples(flags, words).map(list), max_size=6) | st.lists(given_values, max_size=3))
+def test_any_command_line_is_taken_or_refused(_, words):
     argv = [part for word in words for part in (word if isinstance(word, list) else [word])]
     try:
-        for run in config.load_study(argv):
-            require_valid(run)
-        assert config.given_flags(argv) <= set(config.Settings._fields)
-        config.resumed_run(argv)
+        command = config.parse(argv)
     except ValueError as error:
         assert refused(error)
+        return
+    for run in command.runs:
+        require_valid(run)
+    assert command.runs and command.argv == tuple(argv) and command.given <= set(config.Settings._fields)
+    assert command.debug == ("--debug" in argv) and (command.resume is None or command.resume in " ".join(argv))
 
 
 # --- Data
@@ -189,15 +212,15 @@ files = st.one_of(  # (content, ending)
 )
 
 
-@tries("data")
-@given(
+@for_any(
+    50,
     file=files,
     size=st.integers(0, 3),
     classes=st.integers(2, 3),
 )
-def test_any_data_file_is_read_or_refused(tmp_path_factory, file, size, classes):
+def test_any_data_file_is_read_or_refused(folder, file, size, classes):
     content, ending = file
-    path = tmp_path_factory.getbasetemp() / f"data{ending}"
+    path = folder / f"data{ending}"
     path.write_bytes(content)
     run = config.load(["--dataset_name", str(path), "--num_labels", str(classes), "--train_size", str(size)])
     try:
@@ -211,10 +234,9 @@ def test_any_data_file_is_read_or_refused(tmp_path_factory, file, size, classes)
         assert isinstance(example.text, str) and type(example.label) is int and 0 <= example.label < classes
 
 
-@tries("metrics")
-@given(content=contents | st.text(alphabet="step,loss\n0123456789.e-", max_size=80).map(str.encode))
-def test_any_metrics_are_read_or_refused(tmp_path_factory, content):
-    path = tmp_path_factory.getbasetemp() / "metrics.csv"
+@for_any(10, content=contents | st.text(alphabet="step,loss\n0123456789.e-", max_size=80).map(str.encode))
+def test_any_metrics_are_read_or_refused(folder, content):
+    path = folder / "metrics.csv"
     header = ",".join(run_folder.METRICS).encode()
     for text in (content, header + b"\n" + content):
         path.write_bytes(text)
@@ -229,7 +251,7 @@ def test_any_metrics_are_read_or_refused(tmp_path_factory, content):
 # --- Gradients
 
 ENGINES = {
-    (name, n): quantum_circuits.AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule, address_qubits=3)
+    (name, n): quantum_circuits.AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule)
     for name, n, rule in (
         ("graph", 1, "quantum"),
         ("graph", 3, "quantum"),
@@ -248,8 +270,8 @@ entries = st.one_of(
 shapes = st.lists(st.integers(0, 5), max_size=4)
 
 
-@tries("gradient")
-@given(
+@for_any(
+    40,
     engine=st.sampled_from(sorted(ENGINES)),
     shape=shapes,
     values=st.lists(entries, min_size=1, max_size=8),
@@ -259,7 +281,9 @@ shapes = st.lists(st.integers(0, 5), max_size=4)
     learning_rate=st.sampled_from([1.0, 0.01, 1000.0, 0.0]),
     shots=st.integers(1, 200),
 )
-def test_any_gradient_is_measured_or_refused(engine, shape, values, dtype, layout, normalization, learning_rate, shots):
+def test_any_gradient_is_measured_or_refused(
+    _, engine, shape, values, dtype, layout, normalization, learning_rate, shots
+):
     backend, size = ENGINES[engine], math.prod(shape)
     cells = torch.tensor(np.resize(np.array(values), size), dtype=torch.float64)
     with np.errstate(all="ignore"):
@@ -272,7 +296,7 @@ def test_any_gradient_is_measured_or_refused(engine, shape, values, dtype, layou
     before = gradient.clone()
     arguments = {"learning_rate": learning_rate, "shots": shots, "seed": (1, 2, 3), "normalization": normalization}
     try:
-        update, cost = quantum_circuits.quantum_parameter_update(gradient, backend, **arguments)
+        update, usage = quantum_circuits.quantum_parameter_update(gradient, backend, **arguments)
     except ValueError as error:
         assert not dtype.is_floating_point or normalization == "batch", error
         return
@@ -287,12 +311,8 @@ def test_any_gradient_is_measured_or_refused(engine, shape, values, dtype, layou
     assert torch.isfinite(gradient).all() and torch.isfinite(update).all()
     assert (update.shape, update.dtype, update.device) == (gradient.shape, gradient.dtype, gradient.device)
     n = backend.ansatz.circuit.num_qubits
-    assert (cost.entries, cost.circuits) == (gradient.numel(), -(-gradient.numel() // n))
+    assert (usage.entries, usage.circuits) == (gradient.numel(), -(-gradient.numel() // n))
     if gradient.numel() and not gradient.any():
         assert not update.any()
     again, _ = quantum_circuits.quantum_parameter_update(gradient, backend, **arguments)
     assert torch.equal(update, again)
-
-
-def test_the_tries_are_ten_thousand():
-    assert sum(TRIES.values()) == 10_000 and "hypothesis" in sys.modules

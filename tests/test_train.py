@@ -1,39 +1,39 @@
 """The training loop: who steps which weight, what stops it, and what it leaves behind."""
 
-import csv
 import itertools
 import json
 import math
 import re
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, start_training
+from conftest import (
+    end_weights,
+    equal_weights,
+    metric_rows,
+    one_error,
+    only_run,
+    read_json,
+    run_training,
+    small_model,
+    start_script,
+    start_training,
+)
 from safetensors.torch import load_file
 
 import config
 import model_utils
 import quantum_circuits
-import run_folder
 import train
+from update_rules import RULES
 
 
-def only_run(tmp_path):
-    (run,) = (tmp_path / "results").iterdir()
-    return run
-
-
-def read_json(path):
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def metric_rows(run):
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def run_into(results, flags, *more):
+    """The folder of a finished run with these flags, in a results folder of its own."""
+    assert run_training([*flags, *more, "--results_dir", results]) == 0
+    return only_run(results)
 
 
 def spy_on_updates(monkeypatch):
@@ -41,9 +41,9 @@ def spy_on_updates(monkeypatch):
     calls, real = [], quantum_circuits.quantum_parameter_update
 
     def spy(gradient, backend, **arguments):
-        update, cost = real(gradient, backend, **arguments)
+        update, usage = real(gradient, backend, **arguments)
         calls.append((gradient.clone(), arguments, update.clone()))
-        return update, cost
+        return update, usage
 
     monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", spy)
     return calls
@@ -55,10 +55,10 @@ def initial_weights(flags):
 
 
 def test_a_run_folder_is_complete(tiny_flags, tmp_path, capsys):
-    assert train.main(tiny_flags) == 0
-    run = only_run(tmp_path)
+    assert run_training(tiny_flags) == 0
+    run = only_run(tmp_path / "results")
     names = {"config.json", "environment.json", "metrics.csv", "training_statistics.json", "training_curves.png"}
-    assert {path.name for path in run.iterdir()} == names | {"model", "checkpoint"}
+    assert {path.name for path in run.iterdir()} == names | {"model"}
     settings = config.load(tiny_flags)
     assert read_json(run / "config.json") == json.loads(json.dumps(settings._asdict()))
     environment = read_json(run / "environment.json")
@@ -79,8 +79,8 @@ def test_a_run_folder_is_complete(tiny_flags, tmp_path, capsys):
 def test_selected_weights_get_exactly_one_update_per_step_and_nothing_else(tiny_flags, tmp_path, monkeypatch):
     calls = spy_on_updates(monkeypatch)
     start = initial_weights(tiny_flags)
-    assert train.main(tiny_flags) == 0
-    end = load_file(only_run(tmp_path) / "model" / "model.safetensors")
+    assert run_training(tiny_flags) == 0
+    end = end_weights(only_run(tmp_path / "results"))
     names = [f"distilbert.transformer.layer.0.attention.{part}_lin.weight" for part in ("q", "k", "v", "out")]
     assert len(calls) == 3 * len(names)
     for index, name in enumerate(names):
@@ -95,7 +95,7 @@ def test_selected_weights_get_exactly_one_update_per_step_and_nothing_else(tiny_
 
 def test_no_two_updates_share_a_seed(tiny_flags, monkeypatch):
     calls = spy_on_updates(monkeypatch)
-    train.main([*tiny_flags, "--attention_layers", "all"])
+    run_training([*tiny_flags, "--attention_layers", "all"])
     seeds = [arguments["seed"] for _, arguments, _ in calls]
     assert len(set(seeds)) == len(seeds) == 3 * 8
     assert {seed[0] for seed in seeds} == {42} and {seed[1] for seed in seeds} == {1, 2, 3}
@@ -104,7 +104,7 @@ def test_no_two_updates_share_a_seed(tiny_flags, monkeypatch):
 def test_settings_reach_the_update(tiny_flags, monkeypatch):
     calls = spy_on_updates(monkeypatch)
     flags = ["--normalization", "tensor", "--shots", "77", "--quantum_learning_rate", "0.5", "--seed", "5"]
-    train.main([*tiny_flags, *flags])
+    run_training([*tiny_flags, *flags])
     for _, arguments, _ in calls:
         assert (arguments["normalization"], arguments["shots"], arguments["learning_rate"]) == ("tensor", 77, 0.5)
         assert arguments["seed"][0] == 5
@@ -115,33 +115,26 @@ def test_adamw_on_the_measured_gradient_is_classical_training_but_for_the_shots(
 
     def measured(gradient, backend, **arguments):
         assert arguments["learning_rate"] == 1.0
-        return gradient.clone(), quantum_circuits.Cost(gradient.numel(), 1, 1, 0.0)
+        return gradient.clone(), quantum_circuits.Usage(gradient.numel(), 1, 1, 0.0)
 
-    train.main([*tiny_flags, "--update_rule", "classical", "--results_dir", str(tmp_path / "classical")])
+    classical = run_into(tmp_path / "classical", tiny_flags, "--update_rule", "classical")
     monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", measured)
-    train.main([*tiny_flags, "--quantum_optimizer", "adamw", "--results_dir", str(tmp_path / "quantum")])
-    ends = [
-        load_file(next((tmp_path / rule).iterdir()) / "model" / "model.safetensors")
-        for rule in ("classical", "quantum")
-    ]
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    quantum = run_into(tmp_path / "quantum", tiny_flags, "--quantum_optimizer", "adamw")
+    assert equal_weights(end_weights(classical), end_weights(quantum))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_same_seed_same_run_and_another_seed_another(tiny_flags, tmp_path, optimizer):
     ends = []
     for index, seed in enumerate((1, 1, 2)):
-        results = tmp_path / str(index)
-        flags = ["--seed", str(seed), "--results_dir", str(results), "--quantum_optimizer", optimizer]
-        assert train.main([*tiny_flags, *flags]) == 0
-        ends.append(load_file(next(results.iterdir()) / "model" / "model.safetensors"))
-    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-    assert not all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+        flags = ["--seed", seed, "--quantum_optimizer", optimizer]
+        ends.append(end_weights(run_into(tmp_path / str(index), tiny_flags, *flags)))
+    assert equal_weights(ends[0], ends[1]) and not equal_weights(ends[0], ends[2])
 
 
 def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path):
-    train.main([*tiny_flags, "--update_rule", "classical"])
-    end = load_file(only_run(tmp_path) / "model" / "model.safetensors")
+    run_training([*tiny_flags, "--update_rule", "classical"])
+    end = end_weights(only_run(tmp_path / "results"))
     settings = config.load(tiny_flags)
     data = model_utils.load_data(settings)
     model, tokenizer, _ = model_utils.load_model(settings)
@@ -164,12 +157,94 @@ def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path):
 def test_batches_cover_every_example_once_in_an_order_of_their_own():
     orders = [train.shuffled(10, seed, epoch) for seed in (0, 1) for epoch in (1, 2)]
     assert all(sorted(order) == list(range(10)) for order in orders) and len({str(order) for order in orders}) == 4
-    steps = [train.batches_of_step(orders[0], place, 4, 1) for place in range(3)]
-    assert [list(map(len, batches)) for batches in steps] == [[4], [4], [2]]
-    accumulated = [train.batches_of_step(orders[0], place, 2, 3) for place in range(2)]
-    assert [list(map(len, batches)) for batches in accumulated] == [[2, 2, 2], [2, 2]]
-    for made in (steps, accumulated):
-        assert list(itertools.chain(*itertools.chain(*made))) == orders[0]
+    for index, (seed, epoch) in enumerate(itertools.product((0, 1), (1, 2))):
+        for sizes, shapes in (((4, 1), [[4], [4], [2]]), ((2, 3), [[2, 2, 2], [2, 2]])):
+            flags = ["--seed", str(seed), "--batch_size", str(sizes[0]), "--accumulation_steps", str(sizes[1])]
+            settings = config.load([*flags, "--num_epochs", "2"])
+            assert train.count_steps(settings, 10) == 2 * len(shapes)
+            steps = [train.batches_of_step(10, settings, epoch, place) for place in range(len(shapes))]
+            assert [list(map(len, batches)) for batches in steps] == shapes
+            assert list(itertools.chain(*itertools.chain(*steps))) == orders[index]
+
+
+# --- The rule `gradient`: the gradient itself
+
+
+def test_gradient_is_what_exact_measures_with_graph():
+    """In float64, to 1e-9 of the learning rate times the gradient: what `exact` and `gradient` isolate is nothing."""
+    gradients = {"a": torch.randn(31, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
+    settings = config.load(["--update_rule", "gradient", "--quantum_learning_rate", "0.3"])
+    updates, usage = train.measure_gradients(gradients, train.make_backend(settings), settings, step=1)
+    assert usage == {"coverage": None, "circuits": 0, "shots": 0}
+    exact = config.load(["--update_rule", "exact", "--quantum_learning_rate", "0.3", "--circuit", "graph"])
+    measured, used = train.measure_gradients(gradients, train.make_backend(exact), exact, step=1)
+    assert used["circuits"] == math.ceil(31 * 7 / 5)
+    assert torch.equal(updates["a"], 0.3 * gradients["a"])
+    assert (updates["a"] - measured["a"]).abs().max() <= 1e-9 * 0.3 * gradients["a"].abs().max()
+
+
+@pytest.fixture(scope="module")
+def one_of_each_rule(tiny_model, tiny_data, tmp_path_factory):
+    """Run folders by rule, of 6 steps with seed 42 and a learning rate that makes the shots' noise show."""
+    results = tmp_path_factory.mktemp("rules")
+    flags = ["--model_name", tiny_model, "--dataset_name", tiny_data, "--train_size", "12", "--eval_size", "10"]
+    flags += ["--batch_size", "4", "--num_epochs", "2", "--max_length", "32", "--quantum_learning_rate", "10"]
+    return {rule: run_into(results / rule, flags, "--update_rule", rule) for rule in RULES}
+
+
+def test_a_run_with_gradient_is_one_with_exact(one_of_each_rule):
+    gradient, exact = (end_weights(one_of_each_rule[rule]) for rule in ("gradient", "exact"))
+    for name in gradient:
+        assert (gradient[name] - exact[name]).abs().max() < 1e-5, name
+    quantum = end_weights(one_of_each_rule["quantum"])
+    name = "distilbert.transformer.layer.0.attention.v_lin.weight"
+    assert (quantum[name] - exact[name]).abs().max() > 1e-5  # where there are shots
+
+
+def test_gradient_runs_no_circuits(one_of_each_rule):
+    rows = [row for row in metric_rows(one_of_each_rule["gradient"]) if row["loss"]]
+    assert len(rows) == 6
+    for row in rows:
+        assert (row["circuits"], row["shots"], row["coverage"]) == ("0", "0", "")
+        assert float(row["cosine"]) == pytest.approx(1, abs=1e-12)
+        assert float(row["update_norm"]) == pytest.approx(10 * float(row["gradient_norm"]), rel=1e-6)
+    assert not [name for name in rows[0] if name.startswith("seconds_quantum ")]
+    statistics = read_json(one_of_each_rule["gradient"] / "training_statistics.json")
+    assert (statistics["circuits"], statistics["shots"], statistics["coverage"]) == (0, 0, None)
+    assert statistics["mean_cosine"] == pytest.approx(1, abs=1e-12)
+    assert read_json(one_of_each_rule["gradient"] / "environment.json")["backend"] is None
+
+
+def test_gradient_with_adamw_is_the_classical_run_bit_for_bit(tiny_flags, tmp_path, one_of_each_rule):
+    flags = ["--num_epochs", "2", "--update_rule", "gradient", "--quantum_optimizer", "adamw"]
+    run = run_into(tmp_path / "adamw", tiny_flags, *flags)
+    assert equal_weights(end_weights(run), end_weights(one_of_each_rule["classical"]))
+    assert not equal_weights(end_weights(run), end_weights(one_of_each_rule["gradient"]))
+
+
+# --- Runs of the same identity compute the same
+
+
+@pytest.mark.parametrize(
+    ("flags", "ignored"),
+    [
+        (["--update_rule", "quantum"], ["--checkpoint_every", "1", "--sample_sentences", "the film is dull"]),
+        (["--update_rule", "quantum"], ["--embedded_learning_rate", "1", "--dataset_config", "cola"]),
+        (["--update_rule", "quantum", "--quantum_optimizer", "adamw"], ["--quantum_learning_rate", "3"]),
+        (["--update_rule", "exact"], ["--shots", "3"]),
+        (["--update_rule", "gradient"], ["--shots", "3", "--circuit", "chain", "--normalization", "tensor"]),
+        (
+            ["--update_rule", "classical"],
+            ["--quantum_learning_rate", "3", "--num_qubits", "2", "--backend", "fake:Brisbane"],
+        ),
+    ],
+)
+def test_a_setting_that_identity_leaves_out_changes_no_result(tiny_flags, tmp_path, flags, ignored):
+    one, other = config.load([*tiny_flags, *flags]), config.load([*tiny_flags, *flags, *ignored])
+    affecting = [config.settings_that_affect_result(settings._asdict()) for settings in (one, other)]
+    assert affecting[0] == affecting[1]
+    ends = [end_weights(run_into(tmp_path / str(len(more)), tiny_flags, *flags, *more)) for more in ((), ignored)]
+    assert equal_weights(*ends)
 
 
 # --- What stops a run
@@ -204,10 +279,10 @@ def test_divergence_stops_before_any_weight_changes(tiny_flags, tmp_path, monkey
     monkeypatch.setattr(model_utils, "load_model", lambda settings: kept.append(real(settings)) or kept[0])
     monkeypatch.setattr(train, "step_weights", lambda *args, real=train.step_weights: (real(*args), keep(kept))[0])
     break_at_step(monkeypatch, 2, action)
-    assert train.main([*tiny_flags, "--update_rule", rule]) == 1
-    statistics = read_json(only_run(tmp_path) / "training_statistics.json")
+    assert run_training([*tiny_flags, "--update_rule", rule]) == 1
+    statistics = read_json(only_run(tmp_path / "results") / "training_statistics.json")
     assert (statistics["status"], statistics["steps"]) == ("diverged", 1)
-    assert len(metric_rows(only_run(tmp_path))) == 2
+    assert len(metric_rows(only_run(tmp_path / "results"))) == 2
     err = capsys.readouterr().err
     assert err.count("error: diverged") == 1 and re.search(what, err)
     after_first, now = kept[1], dict(kept[0][0].named_parameters())
@@ -221,21 +296,21 @@ def keep(kept):
 def test_an_update_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch, capsys):
     """A finite gradient near the largest float32, times the learning rate, overflows inside the update."""
     kept, real = [], model_utils.load_model
-    monkeypatch.setattr(model_utils, "load_model", lambda settings: kept.append(real(settings)) or kept[0])
+    monkeypatch.setattr(model_utils, "load_model", lambda settings: kept.append(real(settings)) or kept[-1])
     before = initial_weights(tiny_flags)
     selected = train.selected_gradients
     huge = lambda weights: {name: g / g.abs().max() * 3e38 for name, g in selected(weights).items()}  # noqa: E731
     monkeypatch.setattr(train, "selected_gradients", huge)
-    assert train.main([*tiny_flags, "--quantum_learning_rate", "100"]) == 1
-    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "diverged"
+    assert run_training([*tiny_flags, "--quantum_learning_rate", "100"]) == 1
+    assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "diverged"
     assert "the update is not finite in torch.float32" in capsys.readouterr().err
     assert all(torch.equal(before[name], weight) for name, weight in kept[-1][0].named_parameters())
 
 
 def test_an_evaluation_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch):
     monkeypatch.setattr(model_utils, "evaluate", lambda *args: (math.nan, 0.5))
-    assert train.main(tiny_flags) == 1
-    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "diverged"
+    assert run_training(tiny_flags) == 1
+    assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "diverged"
 
 
 def test_a_failure_while_saving_the_model_is_not_a_finished_run(tiny_flags, tmp_path, monkeypatch, capsys):
@@ -243,8 +318,8 @@ def test_a_failure_while_saving_the_model_is_not_a_finished_run(tiny_flags, tmp_
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train, "save_model", full)
-    assert train.main(tiny_flags) == 1
-    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "failed"
+    assert run_training(tiny_flags) == 1
+    assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "failed"
     assert "No space left on device" in capsys.readouterr().err
 
 
@@ -252,12 +327,12 @@ def test_ctrl_c_before_the_first_row_is_an_interruption(tiny_flags, tmp_path, mo
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "announce", stop)
-    assert train.main(tiny_flags) == 130
-    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "interrupted"
+    monkeypatch.setattr(train.summary, "announce", stop)
+    assert run_training(tiny_flags) == 130
+    assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "interrupted"
 
 
-def test_a_selected_weight_that_the_model_does_not_use_is_named(tiny_flags, tmp_path, monkeypatch, capsys):
+def test_a_selected_weight_that_the_model_does_not_use_is_refused(tiny_flags, tmp_path, monkeypatch):
     real = model_utils.load_model
 
     def with_spare(settings):
@@ -266,21 +341,21 @@ def test_a_selected_weight_that_the_model_does_not_use_is_named(tiny_flags, tmp_
         return model, tokenizer, source
 
     monkeypatch.setattr(model_utils, "load_model", with_spare)
-    assert train.main([*tiny_flags, "--attention_layers", "all", "--attention_pattern", "^spare$"]) == 1
-    assert "the selected weight spare gets no gradient" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"^the selected weight spare gets no gradient: .*select others$"):
+        run_training([*tiny_flags, "--attention_layers", "all", "--attention_pattern", "^spare$"])
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "albert"])
 def test_whole_runs_of_families_with_fused_or_shared_weights(tiny_flags, tiny_model, tmp_path, family, capsys):
-    from test_model_utils import small_model
     from transformers import AutoTokenizer
 
     folder = tmp_path / family
     small_model(family, vocab_size=40).base_model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
-    assert train.main([*tiny_flags, "--model_name", str(folder), "--attention_layers", "1"]) == 0
+    assert run_training([*tiny_flags, "--model_name", str(folder), "--attention_layers", "1"]) == 0
     assert {"gpt2": "c_attn", "albert": "ALBERT shares"}[family] in capsys.readouterr().out
-    assert read_json(only_run(tmp_path) / "training_statistics.json")["coverage"] == 1.0
+    assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["coverage"] == 1.0
 
 
 def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
@@ -288,7 +363,7 @@ def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    run = only_run(tmp_path)
+    run = only_run(tmp_path / "results")
     statistics = read_json(run / "training_statistics.json")
     assert statistics["status"] == "interrupted" and statistics["steps"] >= 3
     rows = metric_rows(run)
@@ -298,44 +373,33 @@ def test_ctrl_c_leaves_whole_files(tiny_flags, tmp_path):
     assert newest.name == f"step_{statistics['steps']:08d}" and load_file(newest / "model.safetensors")
 
 
-@pytest.mark.parametrize("delay", [1.5, 2.5])
+@pytest.mark.parametrize("delay", [0.7, 1.5])
 def test_ctrl_c_before_training_is_one_line_and_leaves_nothing(tiny_flags, tmp_path, delay):
     """Whatever library is being imported or loaded at that moment."""
-    command = [sys.executable, str(ROOT / "train.py"), *tiny_flags, "--num_epochs", "5000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_script("train.py", *tiny_flags, "--num_epochs", "5000", fresh=True)
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     if not (tmp_path / "results").exists():
-        assert err == "error: interrupted\n"
+        assert err == "interrupted\n"
 
 
-def test_an_unexpected_error_is_recorded_as_failed(tiny_flags, tmp_path, monkeypatch):
+def test_an_unexpected_error_is_recorded_as_failed(tiny_flags, tmp_path, monkeypatch, capsys):
     def bug(*args):
-        raise ValueError("not enough values to unpack")
+        raise TypeError("not enough values to unpack")
 
     monkeypatch.setattr(train, "step_weights", bug)
-    with pytest.raises(RuntimeError, match="a bug in the training loop"):  # with a traceback, unlike a user's error
-        train.main(tiny_flags)
-    assert read_json(only_run(tmp_path) / "training_statistics.json")["status"] == "failed"
+    assert run_training(tiny_flags) == 1
+    assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "failed"
+    line = one_error(capsys.readouterr().err)
+    assert line == "error: TypeError: not enough values to unpack; --debug shows where"
+    assert run_training([*tiny_flags, "--debug"]) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "in bug\n" in err and line in err
 
 
 # --- Preparation
-
-
-def test_run_folders_never_collide(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder.time, "strftime", lambda pattern: "20260101_120000")
-    folders = [run_folder.create(tmp_path / "new" / "results") for _ in range(3)]
-    assert [folder.name for folder in folders] == [f"run_20260101_120000{end}" for end in ("", "_1", "_2")]
-
-
-def test_a_clock_set_back_leaves_the_last_run_the_latest(tmp_path, monkeypatch):
-    for second, name in (("20260101_120000", "run_20260101_120000"), ("20251231_235959", "run_20260101_120000_1")):
-        monkeypatch.setattr(run_folder.time, "strftime", lambda pattern, second=second: second)
-        folder = run_folder.create(tmp_path)
-        (folder / "config.json").touch()
-        assert folder.name == name and run_folder.most_recent(tmp_path) == folder
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch):
@@ -352,24 +416,24 @@ def test_refused_settings_leave_no_run_folder(tiny_flags, tmp_path):
         (["--train_size", "1000"], "TRAIN_SIZE = 1000"),
     ):
         with pytest.raises(ValueError, match=match):
-            train.main([*tiny_flags, *flags])
+            run_training([*tiny_flags, *flags])
     assert not (tmp_path / "results").exists()
     (tmp_path / "results").write_text("a file")
-    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*: is no folder, allowed is one"):
-        train.main(tiny_flags)
+    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*: must be a folder, or a new name"):
+        run_training(tiny_flags)
 
 
 def test_a_device_that_the_installed_aer_lacks_is_refused(tiny_flags, tmp_path):
     with pytest.raises(ValueError, match="AER_DEVICE = 'GPU': the installed qiskit-aer has CPU alone"):
-        train.main([*tiny_flags, "--aer_device", "GPU"])
+        run_training([*tiny_flags, "--aer_device", "GPU"])
     assert not (tmp_path / "results").exists()
 
 
-def test_seconds_of_the_circuits_by_weight_add_up(tiny_flags, tmp_path):
-    assert train.main(tiny_flags) == 0
-    statistics = read_json(only_run(tmp_path) / "training_statistics.json")
+def test_seconds_of_the_circuits_by_weight_add_up(one_of_each_rule):
+    run = one_of_each_rule["quantum"]
+    statistics = read_json(run / "training_statistics.json")
     columns = [f"seconds_quantum {name}" for name in statistics["selected_weights"]]
-    for row in metric_rows(only_run(tmp_path))[1:4]:
+    for row in metric_rows(run)[1:4]:
         assert 0 < sum(float(row[column]) for column in columns) <= float(row["seconds_quantum"])
     assert 0 < sum(statistics[column] for column in columns) <= statistics["seconds_quantum"]
 
@@ -377,11 +441,9 @@ def test_seconds_of_the_circuits_by_weight_add_up(tiny_flags, tmp_path):
 def test_autocast_changes_the_arithmetic_and_not_the_weights_dtype(tiny_flags, tmp_path):
     losses = {}
     for autocast in ("off", "bf16"):
-        results = tmp_path / autocast
-        assert train.main([*tiny_flags, "--autocast", autocast, "--results_dir", str(results)]) == 0
-        (run,) = results.iterdir()
+        run = run_into(tmp_path / autocast, tiny_flags, "--autocast", autocast)
         losses[autocast] = [float(row["loss"]) for row in metric_rows(run)[1:4]]
-        assert {weight.dtype for weight in load_file(run / "model" / "model.safetensors").values()} == {torch.float32}
+        assert {weight.dtype for weight in end_weights(run).values()} == {torch.float32}
     assert losses["off"] != losses["bf16"]
     assert losses["off"] == pytest.approx(losses["bf16"], rel=0.02)  # bfloat16 rounds at 2^-9
 
