@@ -271,8 +271,8 @@ class DeviceBackend:
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), by one job, and what was run.
 
         One circuit measures a group on every line. theta: float64 (groups, n), radians. seed: (run seed, step, tensor):
-        the job's name, and what a simulated device draws from. Circuits and shots count those that calibrate. Raises
-        DeviceError where the device fails for good, QuotaReached before too much time is used.
+        the job's name, and what a simulated device draws from. Circuits and shots count those that calibrate in step 1.
+        Raises DeviceError where the device fails for good, QuotaReached before too much time is used.
         """
         calibrations = 0
         if self.mitigation == "readout" and self.assignment is None:
@@ -280,7 +280,7 @@ class DeviceBackend:
             content = hashlib.sha256(f"readout {self.name} {self.lines}".encode()).hexdigest()
             zeros, ones = self.run(pubs, len(pubs), CALIBRATION_SHOTS * shots, (seed[0], 0, 0), content)
             self.assignment = zeros[0], 1 - ones[0]  # chances to read 1 for 0, and 0 for 1
-            calibrations = len(pubs)
+            calibrations = len(pubs) if seed[1] == 1 else 0  # a run that goes on has counted them
         copies, n = len(self.lines), theta.shape[1]
         rows = -(-len(theta) // copies)
         values = np.zeros((rows * copies, n))

@@ -1,4 +1,4 @@
-"""How fast the circuits of an update are measured, here and elsewhere: `python tests/benchmark_quantum_update.py`.
+"""How fast the circuits of an update are measured, here and elsewhere: `python experiments/speed.py`.
 
 Workload W: 131,072 groups of 5 weights, `graph`; W2: the same with `chain`; 1000 shots each, -<Z> of every qubit
 wanted. All contestants are timed in turn in one process and checked against exact states. Prints tables and writes

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import qiskit_ibm_runtime
 import torch
-from conftest import metric_rows, one_error, only_run, read_json, run_script, run_training
+from conftest import assert_same_run, metric_rows, one_error, only_run, read_json, run_script, run_training, stop_at
 from qiskit_ibm_runtime import executor_sampler, fake_provider
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import (
@@ -256,6 +256,17 @@ def test_metrics_of_a_run_count_what_ran(tiny_flags, tmp_path, monkeypatch, miti
     assert statistics["coverage"] == pytest.approx(16 / 256)
 
 
+def test_a_run_that_goes_on_counts_its_calibration_once(tiny_flags, tmp_path, monkeypatch):
+    device = ["--backend", "fake:FakeManilaV2", "--num_qubits", "2", "--device_groups", "8", "--shots", "50"]
+    flags = [*tiny_flags, *device, "--mitigation", "readout", "--results_dir"]
+    assert run_training([*flags, tmp_path / "whole"]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run_training([*flags, tmp_path / "cut"]) == 130
+    assert run_training(["--resume", only_run(tmp_path / "cut")]) == 0
+    assert_same_run(only_run(tmp_path / "whole"), only_run(tmp_path / "cut"))
+
+
 def test_metrics_of_several_tensors_count_their_jobs_together(tiny_flags, tmp_path, monkeypatch):
     jobs = spy_on_jobs(monkeypatch)
     flags = ["--backend", "fake:FakeManilaV2", "--num_qubits", "2", "--device_groups", "9", "--shots", "50"]
@@ -495,6 +506,28 @@ def test_dry_run_prints_the_plan_and_submits_nothing(tiny_flags, tmp_path, capsy
     assert run_training([*tiny_flags, "--backend", "fake:FakeManilaV2", "--dry_run", "yes"]) == 0
     assert "plan:    at most 12 jobs, 105 circuits, 105,000 shots" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("flags", [["--dry_run", "yes"], ["--device_groups", "8"], ["--max_qpu_seconds", "60"]])
+def test_flags_for_devices_are_refused_where_a_resumed_run_has_none(tiny_flags, tmp_path, monkeypatch, flags):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run_training(tiny_flags) == 130
+    run = only_run(tmp_path / "results")
+    with pytest.raises(ValueError, match=f"{flags[0][2:].upper()} = .* with BACKEND = 'aer': must be left out"):
+        run_training(["--resume", run, *flags])
+    assert read_json(run / "training_statistics.json")["status"] == "interrupted"
+
+
+def test_what_a_resumed_run_would_take_of_its_device_is_shown(tiny_flags, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run_training([*tiny_flags, "--backend", "fake:FakeManilaV2", "--device_groups", "4"]) == 130
+    run = only_run(tmp_path / "results")
+    capsys.readouterr()
+    assert run_training(["--resume", run, "--dry_run", "yes"]) == 0
+    assert "plan:    at most 12 jobs" in capsys.readouterr().out
+    assert read_json(run / "training_statistics.json")["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(
