@@ -297,7 +297,7 @@ def _from_text(name, text):
         if "list" in kind and text != "all":
             if text.startswith("["):
                 return json.loads(text)
-            items = [part.strip() for part in text.split(",") if part.strip()]
+            items = [part.strip() for part in text.split(",")] if text.strip() else []
             return [number for item in items for number in _numbers(item)] if "whole numbers" in kind else items
     except ValueError:
         pass
