@@ -14,6 +14,7 @@ Var(estimate_i) = s^2 (R^-1 Sigma(x) R^-T)_ii / shots. `python quantum_circuits.
 Bit order is little-endian throughout: qubit i is bit i of an outcome and carries weight i of its group.
 """
 
+import itertools
 import math
 import time
 import weakref
@@ -25,7 +26,7 @@ import torch
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.circuit.library import CXGate
-from qiskit.quantum_info import Operator, Pauli, Statevector, partial_trace
+from qiskit.quantum_info import Operator, Statevector, partial_trace
 from qiskit_aer import AerSimulator
 from qiskit_aer.quantum_info.states.aer_state import AerState
 
@@ -36,6 +37,8 @@ STREAM_GROUPS = 2**9
 # A circuit that answers more weakly, or less evenly, than this multiplies the shot noise a thousandfold: refused.
 SMALLEST_RESPONSE = 1e-3
 LARGEST_CONDITION = 1e3
+# Rotation -> gate from the eigenbasis of Z to that of its Pauli axis; rz and rzz are diagonal as they are.
+EIGENBASES = {"rx": np.array([[1, 1], [1, -1]]) / math.sqrt(2), "ry": np.array([[1, 1], [1j, -1j]]) / math.sqrt(2)}
 
 
 # --- Circuits. Each is a function (angles, entangling_angle) -> QuantumCircuit, without measurements. -----------------
@@ -122,6 +125,10 @@ class Ansatz(NamedTuple):
     response: np.ndarray
     inverse: np.ndarray
 
+    def theta(self, x):
+        """Rotation angles of the encoding, radians, for x in [-1, 1]."""
+        return np.arcsin(self.encoding_range * np.asarray(x, dtype=np.float64))
+
 
 def build_ansatz(name, num_qubits, entangling_angle):
     """The circuit `name` on num_qubits qubits; entangling_angle in radians, for circuits that use it.
@@ -201,8 +208,7 @@ def minus_z(num_qubits):
 
 def outcome_probabilities(ansatz, x):
     """Exact distribution of the outcomes for one group x, float64 (n,), by qiskit's Statevector: float64 (2^n,)."""
-    theta = np.arcsin(ansatz.encoding_range * np.asarray(x, dtype=np.float64))
-    return Statevector(ansatz.circuit.assign_parameters({ansatz.angles: theta})).probabilities()
+    return Statevector(ansatz.circuit.assign_parameters({ansatz.angles: ansatz.theta(x)})).probabilities()
 
 
 def noise_covariance(probabilities):
@@ -217,8 +223,7 @@ def meyer_wallach(ansatz, x):
 
     Q = 2 (1 - mean purity of the single-qubit states) (Brennen, QIC 3, 619, 2003); 0 exactly for product states.
     """
-    theta = np.arcsin(ansatz.encoding_range * np.asarray(x, dtype=np.float64))
-    state = Statevector(ansatz.circuit.assign_parameters({ansatz.angles: theta}))
+    state = Statevector(ansatz.circuit.assign_parameters({ansatz.angles: ansatz.theta(x)}))
     n = state.num_qubits
     purities = [partial_trace(state, [q for q in range(n) if q != kept]).purity().real for kept in range(n)]
     return 2 * (1 - float(np.mean(purities)))
@@ -233,18 +238,22 @@ def num_groups(numel, num_qubits):
 
 
 class AerBackend:
-    """Aer's statevector simulator with the batch as an address register.
+    """Aer's statevector simulator with the batch as an address register and the data as phases of its state vector.
 
     m extra qubits in uniform superposition index a block of 2^m groups; they are the lowest qubits, data qubit i is
-    qubit m + i. A rotation whose angle differs from group to group is then one
-    multiplexed gate, controlled by the address. Aer computes the state; |amplitude|^2, one column per address,
-    normalised by column, is every group's exact distribution. The shots are drawn from it (multinomial): what
+    qubit m + i. A rotation exp(-i a P / 2) about a Pauli P is a diagonal between two fixed gates, to and from the
+    eigenbasis of P. Aer applies every fixed gate, to a whole block at once. The diagonals, whose angles differ from
+    group to group, are multiplied into its state vector, an array lent by numpy: one multiplication for a layer of
+    rotations. What is alike in all groups, the gates before any data, Aer simulates once; as long as no gate has joined
+    qubits, the state is a product and is written down.
+
+    |amplitude|^2, one column per address, is every group's exact distribution, from which the shots are drawn: what
     measuring gives, at a hundredth of the cost of Aer's own counts.
     """
 
     name = "aer"
 
-    def __init__(self, ansatz, rule="quantum", block=STREAM_GROUPS, device="CPU"):
+    def __init__(self, ansatz, rule="quantum", block=2 * STREAM_GROUPS, device="CPU"):
         """rule: a name in update_rules.RULES that measures. device: "CPU" or "GPU".
 
         block: groups simulated at once, STREAM_GROUPS times a power of two; a matter of speed alone, not of results.
@@ -257,104 +266,199 @@ class AerBackend:
                 "the package qiskit-aer-gpu, for Linux with CUDA, brings GPU"
             )
         self.ansatz, self.rule, self.device, self.block = ansatz, RULES[rule], device, block
-        self.address = list(range(block.bit_length() - 1))
         self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
-        self.start, self.steps = compile_batched(ansatz)
+        self.lent = device == "CPU"  # Aer computes in numpy's array itself; a GPU takes a copy and gives it back
+        start_gates, self.factors, self.layers = compile_batched(ansatz)
+        self.start = np.eye(len(self.eigenvalues), 1, dtype=complex)
+        apply_gates(self.new_state(), self.start, start_gates, lent=False)
         self.registers = []  # that no thread is using at the moment
 
-    def probabilities(self, theta):
-        """Exact outcome distributions, float64 (groups, 2^n), for angles theta, float64 (groups, n), radians."""
-        blocks = [self.simulate(theta[first : first + self.block]) for first in range(0, len(theta), self.block)]
-        return np.concatenate(blocks)
+    def probabilities(self, x):
+        """Exact outcome distributions, float64 (groups, 2^n), for x in [-1, 1], float64 (groups, n)."""
+        blocks = [self.simulate(x[first : first + self.block]) for first in range(0, len(x), self.block)]
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    def simulate(self, theta):
-        """`probabilities` of at most one block of groups."""
-        groups, n = theta.shape
-        angles = np.zeros((n, self.block))
-        angles[:, :groups] = theta.T
+    def simulate(self, x):
+        """`probabilities` of at most one block of groups; in memory the groups lie next to each other."""
+        groups, n = x.shape
+        sines = np.zeros((n, self.block))
+        sines[:, :groups] = self.ansatz.encoding_range * x.T
         try:  # taken out while in use: what an exception leaves half done is not used again
-            state, amplitudes = self.registers.pop()
+            state, amplitudes, diagonal = self.registers.pop()
         except IndexError:
-            state, amplitudes = self.new_register()
-        # Amplitudes lack the factor of the superposition, which the normalisation below would take out again.
-        amplitudes[:] = np.repeat(self.start, self.block)
-        if self.device != "CPU":
-            state.initialize(amplitudes, copy=True)
-        for qubits, gate, rotation in self.steps:
-            data = [len(self.address) + qubit for qubit in qubits]
-            if rotation is not None:
-                # Past AerState.apply_multiplexer, which checks group by group, three times as slow as the gate itself.
-                state._native_state.apply_multiplexer(self.address, data, rotation_matrices(angles, *rotation))
-            elif gate is CXGate:
-                state.apply_cx(*data)
+            state, amplitudes, diagonal = self.new_register()
+        # Amplitudes lack the factor of the superposition: each column is a state of norm 1.
+        amplitudes[:] = self.start
+        for index, (layer, gates) in enumerate(self.layers):
+            turns = layer.turns(sines)
+            if index == 0 and self.factors is not None:
+                zeros, ones = self.factors[:, 0] + self.factors[:, 1] * turns
+                write_products(amplitudes, ones, zeros)
             else:
-                state.apply_unitary(data, gate)
-        state.flush()
-        final = amplitudes if self.device == "CPU" else state.move_to_ndarray()
-        distribution = (final.real**2 + final.imag**2).reshape(2**n, self.block)[:, :groups]
-        if self.device != "CPU":
-            state.close()
-            state.renew()
-        self.registers.append((state, amplitudes))
-        return np.ascontiguousarray((distribution / distribution.sum(axis=0)).T)
+                write_products(diagonal, turns[:n])
+                for (a, b), turn in zip(layer.pairs, turns[n:], strict=True):
+                    diagonal[self.eigenvalues[:, a] != self.eigenvalues[:, b]] *= turn
+                amplitudes *= diagonal
+            apply_gates(state, amplitudes, gates, self.lent)
+        parts = amplitudes.view(float).reshape(2**n, self.block, 2)
+        parts *= parts
+        distributions = parts[:, :groups, 0] + parts[:, :groups, 1]
+        self.registers.append((state, amplitudes, diagonal))
+        return distributions.T
+
+    def new_state(self):
+        # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
+        return AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
 
     def new_register(self):
-        """(state, amplitudes): an AerState, and the array, complex (2^n * block,), that it computes in on a CPU.
+        """(state, amplitudes, diagonal): an AerState, the array that it computes in on a CPU, and one for a layer.
 
-        Lent once and written anew for each block: Aer leaks 64 bytes whenever a state is initialized.
+        The arrays are complex (2^n, block). Lent once and written anew for each block: Aer leaks 64 bytes whenever a
+        state is initialized.
         """
-        # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
-        state = AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
-        amplitudes = np.zeros(self.block * len(self.start), dtype=complex)
-        if self.device == "CPU":
-            state.initialize(amplitudes, copy=False)
+        state = self.new_state()
+        amplitudes, diagonal = np.zeros((2, len(self.start), self.block), dtype=complex)
+        if self.lent:
+            state.initialize(amplitudes.reshape(-1), copy=False)
             # Taken back before Aer would free what is not its own.
             weakref.finalize(self, state.move_to_ndarray)
-        return state, amplitudes
+        return state, amplitudes, diagonal
 
-    def measure(self, theta, shots, seed, first=0):
+    def measure(self, x, shots, seed, first=0):
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), and what was run for them.
 
-        theta: float64 (groups, n), radians. seed: tuple of ints. first: the first group's place in the update, a
+        x: float64 (groups, n) in [-1, 1]. seed: tuple of ints. first: the first group's place in the update, a
         multiple of STREAM_GROUPS; every STREAM_GROUPS groups draw their shots from a random stream of their own.
         """
-        distributions = self.probabilities(theta)
-        means = np.empty(theta.shape)
-        for start in range(0, len(theta), STREAM_GROUPS):
+        distributions = self.probabilities(x)
+        means = np.empty_like(x)
+        for start in range(0, len(x), STREAM_GROUPS):
             rows = slice(start, start + STREAM_GROUPS)
             generator = np.random.default_rng(np.random.SeedSequence((*seed, (first + start) // STREAM_GROUPS)))
             means[rows] = self.rule.draw(distributions[rows], self.eigenvalues, shots, generator)
-        return means, len(theta), len(theta) * shots * self.rule.draws_shots
+        return means, len(x), len(x) * shots * self.rule.draws_shots
+
+
+def apply_gates(state, amplitudes, gates, lent):
+    """Let Aer apply fixed gates, as compile_batched gives them, to amplitudes, complex (2^n, 2^m), in place.
+
+    state: AerState. lent: it computes in this very array; otherwise a copy goes there and back.
+    """
+    address_qubits = amplitudes.shape[1].bit_length() - 1
+    if not lent:
+        state.initialize(amplitudes.reshape(-1), copy=True)
+    for qubits, gate in gates:
+        data = [address_qubits + qubit for qubit in qubits]
+        state.apply_cx(*data) if gate is CXGate else state.apply_unitary(data, gate)
+    state.flush()
+    if not lent:
+        amplitudes[:] = state.move_to_ndarray().reshape(amplitudes.shape)
+        state.close()
+        state.renew()
+
+
+class Layer(NamedTuple):
+    """Rotations that act at once, each in its eigenbasis: diag(1, e^(ia)) on every qubit, then on the parity of pairs.
+
+    pairs: tuples of two qubits. constants (n + pairs,), slopes (n + pairs, n): the angles a = constants + slopes @ theta.
+    multiple: 1 or 1/2 where a is that multiple of theta, None for any other angles.
+    """
+
+    pairs: list
+    constants: np.ndarray
+    slopes: np.ndarray
+    multiple: float | None
+
+    def turns(self, sines):
+        """e^(ia), complex (n + pairs, groups), for sines = sin(theta), float64 (n, groups).
+
+        Half angles without arcsin: cos(theta/2)^2 = (1 + cos(theta)) / 2, sin(theta) = 2 sin(theta/2) cos(theta/2).
+        Entry by entry: the rounding of a matrix product depends on its shape, and no result may depend on a block.
+        """
+        if self.multiple is None:
+            terms = self.slopes.T[:, :, None] * np.arcsin(sines)[:, None]
+            return np.exp(1j * sum(terms, self.constants[:, None]))
+        cosines = np.sqrt((1 - sines) * (1 + sines))
+        if self.multiple == 0.5:
+            cosines = np.sqrt((1 + cosines) / 2)
+            sines = sines / (2 * cosines)
+        return cosines + 1j * sines
 
 
 def compile_batched(ansatz):
-    """(start, steps): the state every group begins with, complex (2^n,), and the steps after it.
+    """(start, factors, layers): the circuit as fixed gates and layers of rotations, each as early as it can be.
 
-    A step is (qubits, gate, None), a fixed gate given as CXGate or as its matrix, or (qubits, None, (constant, slopes,
-    pauli)), a rotation by the angle constant + slopes @ theta (radians) about a Pauli matrix.
+    A fixed gate is (qubits, CXGate or its matrix); neighbours on one qubit are one matrix. start: those before the
+    first layer. layers: of (Layer, fixed gates after it). factors: None, or, where no gate joins qubits at first,
+    complex (2, 2, n, 1): after the first layer, whose e^(ia) is t, qubit i is factors[:, 0, i] + factors[:, 1, i] t_i.
     """
-    start, steps = QuantumCircuit(ansatz.circuit.num_qubits), []
+    n = ansatz.circuit.num_qubits
+    slots, depth = [[], []], [0] * n  # fixed gates and rotations by turns; the slot that each qubit has reached
+
+    def place(qubits, odd, *content):
+        """Put content into the first slot of its kind that is open to these qubits."""
+        slot = max(depth[qubit] for qubit in qubits)
+        slot += (slot + odd) % 2
+        slots.extend([] for _ in range(len(slots), slot + 1))
+        for qubit in qubits:
+            depth[qubit] = slot
+        before = [index for index, other in enumerate(slots[slot]) if set(qubits) & set(other[0])]
+        if not odd and len(qubits) == 1 and before and slots[slot][before[-1]][0] == qubits:
+            content = (content[0] @ slots[slot].pop(before[-1])[1],)
+        slots[slot].append((qubits, *content))
+
     for instruction in ansatz.circuit.data:
-        qubits = [ansatz.circuit.find_bit(qubit).index for qubit in instruction.qubits]
+        qubits = tuple(ansatz.circuit.find_bit(qubit).index for qubit in instruction.qubits)
         gate = instruction.operation
-        if instruction.is_parameterized():
-            steps.append((qubits, None, (*linear_angle(gate, ansatz.angles), Pauli(gate.name[1:].upper()).to_matrix())))
-        elif any(set(qubits) & set(other) for other, _, _ in steps):
-            steps.append((qubits, CXGate if gate.base_class is CXGate else Operator(gate).data, None))
-        else:
-            start.append(gate, qubits)  # no data before it: the same for every group
-    return Statevector(start).data, steps
+        if not instruction.is_parameterized():
+            place(qubits, 0, CXGate if gate.base_class is CXGate else Operator(gate).data)
+            continue
+        basis = EIGENBASES.get(gate.name)
+        if basis is not None:
+            place(qubits, 0, basis.conj().T)
+        place(qubits, 1, *linear_angle(gate, ansatz.angles))
+        if basis is not None:
+            place(qubits, 0, basis)
+
+    factors = None
+    joining = [index for index, slot in enumerate(slots) if any(len(qubits) > 1 for qubits, *_ in slot)]
+    if joining and joining[0] > 1:
+        own = {qubits: gate[:, 0] for qubits, gate in slots[0]}
+        factors = np.stack([np.eye(2) * own.get((qubit,), (1, 0)) for qubit in range(n)], axis=-1)
+        after, slots[2] = slots[2], []
+        for qubits, gate in after:
+            if len(qubits) == 1 and not any(qubits[0] in joined for joined, _ in slots[2]):
+                factors[:, :, qubits[0]] = gate @ factors[:, :, qubits[0]]
+            else:
+                slots[2].append((qubits, gate))
+        factors = factors[..., None]
+    layers = [layer_of(rotations, n) for rotations in slots[1::2]]
+    return slots[0], factors, list(itertools.zip_longest(layers, slots[2::2], fillvalue=()))
 
 
-def rotation_matrices(theta, constant, slopes, pauli):
-    """exp(-i a P / 2) = cos(a/2) - i sin(a/2) P of every group, complex (groups, 2^k, 2^k), for a k-qubit Pauli P.
+def layer_of(rotations, n):
+    """The Layer of rotations (qubits, constant, slopes) on n qubits; angles on the same qubits add up."""
+    pairs = sorted({qubits for qubits, *_ in rotations if len(qubits) == 2})
+    order = [(qubit,) for qubit in range(n)] + pairs
+    constants, slopes = np.zeros(len(order)), np.zeros((len(order), n))
+    for qubits, constant, slope in rotations:
+        constants[order.index(qubits)] += constant
+        slopes[order.index(qubits)] += slope
+    multiple = [m for m in (1, 0.5) if not constants.any() and np.array_equal(slopes, m * np.eye(n))]
+    return Layer(pairs, constants, slopes, multiple[0] if multiple else None)
 
-    a = constant + slopes @ theta, theta float64 (n, groups), radians. Summed entry by entry: the rounding of a matrix
-    product depends on its shape, and no result may depend on the size of a block.
+
+def write_products(out, ones, zeros=None):
+    """Fill out, complex (2^n, groups), with products over qubits: of ones[i] where bit i is one, else of zeros[i], or 1.
+
+    ones, zeros: complex (n, groups).
     """
-    angle = constant + sum(slope * row for slope, row in zip(slopes, theta, strict=True) if slope)
-    cosine, sine = np.cos(angle / 2), np.sin(angle / 2)
-    return cosine[:, None, None] * np.eye(len(pauli)) + sine[:, None, None] * (-1j * pauli)
+    out[0] = 1
+    for qubit, one in enumerate(ones):
+        lower, upper = out[: 2**qubit], out[2**qubit : 2 ** (qubit + 1)]
+        np.multiply(lower, one, out=upper)
+        if zeros is not None:
+            lower *= zeros[qubit]
 
 
 # --- The update rule --------------------------------------------------------------------------------------------------
@@ -440,8 +544,8 @@ def quantum_parameter_update(
         """Measure and decode the block that begins with group `first`; returns circuits, shots and groups measured."""
         rows = slice(first, min(first + backend.block, measured))
         rows = rows if groups is None else groups[rows]
-        x, scales = encode(gradient_groups[rows].double().numpy(), scale)
-        means, circuits, taken = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, seed, first)
+        x, scales = encode(np.asfortranarray(gradient_groups[rows].double().numpy()), scale)
+        means, circuits, taken = backend.measure(x, shots, seed, first)
         update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
         return circuits, taken, len(x)
 
