@@ -30,15 +30,20 @@ from qiskit.quantum_info import Operator, Statevector, partial_trace
 from qiskit_aer import AerSimulator
 from qiskit_aer.quantum_info.states.aer_state import AerState
 
-from update_rules import RULES
+from update_rules import RULES, independent_shots, joint_shots
 
 # Groups that share one random stream of the shots: part of what a seed means, so never change it.
 STREAM_GROUPS = 2**9
 # A circuit that answers more weakly, or less evenly, than this multiplies the shot noise a thousandfold: refused.
 SMALLEST_RESPONSE = 1e-3
 LARGEST_CONDITION = 1e3
-# Rotation -> gate from the eigenbasis of Z to that of its Pauli axis; rz and rzz are diagonal as they are.
-EIGENBASES = {"rx": np.array([[1, 1], [1, -1]]) / math.sqrt(2), "ry": np.array([[1, 1], [1j, -1j]]) / math.sqrt(2)}
+# Rotation -> gate from the eigenbasis of Z to that of its axis; None where that is Z itself.
+EIGENBASES = {
+    "rx": np.array([[1, 1], [1, -1]]) / math.sqrt(2),
+    "ry": np.array([[1, 1], [1j, -1j]]) / math.sqrt(2),
+    "rz": None,
+    "rzz": None,
+}
 
 
 # --- Circuits. Each is a function (angles, entangling_angle) -> QuantumCircuit, without measurements. -----------------
@@ -184,8 +189,8 @@ def response_matrix(circuit, angles, encoding_range):
 
 def linear_angle(operation, angles):
     """(constant, slopes): the angle of a rotation as constant + slopes @ theta; ValueError where it is not one."""
-    if operation.name not in ("rx", "ry", "rz", "rzz"):
-        raise ValueError(f"gate {operation.name!r} carries an angle: must be one of rx, ry, rz, rzz")
+    if operation.name not in EIGENBASES:
+        raise ValueError(f"gate {operation.name!r} carries an angle: must be one of {', '.join(EIGENBASES)}")
     angle = operation.params[0]
     used = dict.fromkeys(angle.parameters, 0.0)
     try:
@@ -241,11 +246,11 @@ class AerBackend:
     """Aer's statevector simulator with the batch as an address register and the data as phases of its state vector.
 
     m extra qubits in uniform superposition index a block of 2^m groups; they are the lowest qubits, data qubit i is
-    qubit m + i. A rotation exp(-i a P / 2) about a Pauli P is a diagonal between two fixed gates, to and from the
-    eigenbasis of P. Aer applies every fixed gate, to a whole block at once. The diagonals, whose angles differ from
-    group to group, are multiplied into its state vector, an array lent by numpy: one multiplication for a layer of
-    rotations. What is alike in all groups, the gates before any data, Aer simulates once; as long as no gate has joined
-    qubits, the state is a product and is written down.
+    qubit m + i. A rotation exp(-i a P / 2) about a Pauli P is a diagonal between fixed gates to the eigenbasis of P and
+    back. Aer applies every fixed gate, to a whole block at once; the diagonals, whose angles differ from group to
+    group, are multiplied into its state vector, an array lent by numpy, in one go for a layer of rotations. What needs
+    no simulation of every group: the gates before any data, alike in all of them, Aer applies once; and a qubit that no
+    gate has joined to others yet has a state of its own, which is written down.
 
     |amplitude|^2, one column per address, is every group's exact distribution, from which the shots are drawn: what
     measuring gives, at a hundredth of the cost of Aer's own counts.
@@ -253,7 +258,7 @@ class AerBackend:
 
     name = "aer"
 
-    def __init__(self, ansatz, rule="quantum", block=2 * STREAM_GROUPS, device="CPU"):
+    def __init__(self, ansatz, rule="quantum", block=None, device="CPU"):
         """rule: a name in update_rules.RULES that measures. device: "CPU" or "GPU".
 
         block: groups simulated at once, STREAM_GROUPS times a power of two; a matter of speed alone, not of results.
@@ -265,12 +270,16 @@ class AerBackend:
                 f"AER_DEVICE = {device!r}: the installed qiskit-aer has {', '.join(available)} alone; "
                 "the package qiskit-aer-gpu, for Linux with CUDA, brings GPU"
             )
-        self.ansatz, self.rule, self.device, self.block = ansatz, RULES[rule], device, block
+        self.ansatz, self.rule, self.device = ansatz, RULES[rule], device
+        self.draw = self.rule.draw
+        if self.draw is joint_shots and all(len(instruction.qubits) == 1 for instruction in ansatz.circuit.data):
+            self.draw = independent_shots  # the same law where no gate joins qubits, in a sixth of the time
         self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
+        self.block = block or STREAM_GROUPS * min(4, max(1, 2**7 // len(self.eigenvalues)))  # of 2^16 amplitudes or so
         self.lent = device == "CPU"  # Aer computes in numpy's array itself; a GPU takes a copy and gives it back
-        start_gates, self.factors, self.layers = compile_batched(ansatz)
+        gates, self.entering, self.layers = compile_batched(ansatz)
         self.start = np.eye(len(self.eigenvalues), 1, dtype=complex)
-        apply_gates(self.new_state(), self.start, start_gates, lent=False)
+        apply_gates(self.new_state(), self.start, gates, lent=False)
         self.registers = []  # that no thread is using at the moment
 
     def probabilities(self, x):
@@ -279,31 +288,33 @@ class AerBackend:
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def simulate(self, x):
-        """`probabilities` of at most one block of groups; in memory the groups lie next to each other."""
+        """`probabilities` of at most one block of groups; in memory, an outcome's groups lie next to each other."""
         groups, n = x.shape
         sines = np.zeros((n, self.block))
         sines[:, :groups] = self.ansatz.encoding_range * x.T
         try:  # taken out while in use: what an exception leaves half done is not used again
-            state, amplitudes, diagonal = self.registers.pop()
+            states, amplitudes, diagonal = self.registers.pop()
         except IndexError:
-            state, amplitudes, diagonal = self.new_register()
+            states, amplitudes, diagonal = self.new_register()
         # Amplitudes lack the factor of the superposition: each column is a state of norm 1.
         amplitudes[:] = self.start
-        for index, (layer, gates) in enumerate(self.layers):
-            turns = layer.turns(sines)
-            if index == 0 and self.factors is not None:
-                zeros, ones = self.factors[:, 0] + self.factors[:, 1] * turns
-                write_products(amplitudes, ones, zeros)
-            else:
-                write_products(diagonal, turns[:n])
-                for (a, b), turn in zip(layer.pairs, turns[n:], strict=True):
-                    diagonal[self.eigenvalues[:, a] != self.eigenvalues[:, b]] *= turn
-                amplitudes *= diagonal
-            apply_gates(state, amplitudes, gates, self.lent)
+        for qubit, (matrix, angle, gates) in enumerate(self.entering):
+            zero, one = matrix[:, :1] + matrix[:, 1:] * turn(sines, *angle)
+            add_qubit(amplitudes, qubit, one, zero)
+            apply_gates(states[qubit], amplitudes[: 2 ** (qubit + 1)], gates, self.lent)
+        for angles, gates in self.layers:
+            diagonal[0] = 1
+            for qubits, angle in angles.items():
+                if len(qubits) == 1:
+                    add_qubit(diagonal, *qubits, turn(sines, *angle))
+                else:
+                    diagonal[self.eigenvalues[:, qubits].prod(axis=1) < 0] *= turn(sines, *angle)
+            amplitudes *= diagonal
+            apply_gates(states[-1], amplitudes, gates, self.lent)
         parts = amplitudes.view(float).reshape(2**n, self.block, 2)
         parts *= parts
         distributions = parts[:, :groups, 0] + parts[:, :groups, 1]
-        self.registers.append((state, amplitudes, diagonal))
+        self.registers.append((states, amplitudes, diagonal))
         return distributions.T
 
     def new_state(self):
@@ -311,18 +322,17 @@ class AerBackend:
         return AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
 
     def new_register(self):
-        """(state, amplitudes, diagonal): an AerState, the array that it computes in on a CPU, and one for a layer.
+        """(states, amplitudes, diagonal): AerStates, the array that they compute in on a CPU, and one for phases.
 
-        The arrays are complex (2^n, block). Lent once and written anew for each block: Aer leaks 64 bytes whenever a
-        state is initialized.
+        Arrays are complex (2^n, block). states[-1] has all qubits; where they enter one by one, states[i] has the first
+        i + 1. Lent once and written anew for each block: Aer leaks 64 bytes whenever a state is initialized.
         """
-        state = self.new_state()
         amplitudes, diagonal = np.zeros((2, len(self.start), self.block), dtype=complex)
-        if self.lent:
-            state.initialize(amplitudes.reshape(-1), copy=False)
-            # Taken back before Aer would free what is not its own.
-            weakref.finalize(self, state.move_to_ndarray)
-        return state, amplitudes, diagonal
+        states = [self.new_state() for _ in self.entering or [None]]
+        for index, state in enumerate(reversed(states) if self.lent else ()):
+            state.initialize(amplitudes[: len(amplitudes) >> index].reshape(-1), copy=False)
+            weakref.finalize(self, state.move_to_ndarray)  # taken back before Aer would free what is not its own
+        return states, amplitudes, diagonal
 
     def measure(self, x, shots, seed, first=0):
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), and what was run for them.
@@ -335,12 +345,12 @@ class AerBackend:
         for start in range(0, len(x), STREAM_GROUPS):
             rows = slice(start, start + STREAM_GROUPS)
             generator = np.random.default_rng(np.random.SeedSequence((*seed, (first + start) // STREAM_GROUPS)))
-            means[rows] = self.rule.draw(distributions[rows], self.eigenvalues, shots, generator)
+            means[rows] = self.draw(distributions[rows], self.eigenvalues, shots, generator)
         return means, len(x), len(x) * shots * self.rule.draws_shots
 
 
 def apply_gates(state, amplitudes, gates, lent):
-    """Let Aer apply fixed gates, as compile_batched gives them, to amplitudes, complex (2^n, 2^m), in place.
+    """Let Aer apply fixed gates (qubits, matrix or CXGate) to amplitudes, complex (2^n, 2^m), in place.
 
     state: AerState. lent: it computes in this very array; otherwise a copy goes there and back.
     """
@@ -357,108 +367,90 @@ def apply_gates(state, amplitudes, gates, lent):
         state.renew()
 
 
-class Layer(NamedTuple):
-    """Rotations that act at once, each in its eigenbasis: diag(1, e^(ia)) on every qubit, then on the parity of pairs.
+def add_qubit(products, qubit, one, zero=None):
+    """Products over qubits, complex (2^n, groups), row by outcome: the factor of one more qubit, above those so far.
 
-    pairs: tuples of two qubits. constants (n + pairs,), slopes (n + pairs, n): the angles a = constants + slopes @ theta.
-    multiple: 1 or 1/2 where a is that multiple of theta, None for any other angles.
+    one, zero: complex (groups,), the factor where its bit is one, and where it is zero; None is 1.
     """
+    below, above = products[: 2**qubit], products[2**qubit : 2 ** (qubit + 1)]
+    np.multiply(below, one, out=above)
+    if zero is not None:
+        below *= zero
 
-    pairs: list
-    constants: np.ndarray
-    slopes: np.ndarray
-    multiple: float | None
 
-    def turns(self, sines):
-        """e^(ia), complex (n + pairs, groups), for sines = sin(theta), float64 (n, groups).
+def turn(sines, constant, slopes):
+    """e^(ia), complex (groups,), a = constant + slopes @ theta, sines = sin(theta), float64 (n, groups).
 
-        Half angles without arcsin: cos(theta/2)^2 = (1 + cos(theta)) / 2, sin(theta) = 2 sin(theta/2) cos(theta/2).
-        Entry by entry: the rounding of a matrix product depends on its shape, and no result may depend on a block.
-        """
-        if self.multiple is None:
-            terms = self.slopes.T[:, :, None] * np.arcsin(sines)[:, None]
-            return np.exp(1j * sum(terms, self.constants[:, None]))
-        cosines = np.sqrt((1 - sines) * (1 + sines))
-        if self.multiple == 0.5:
-            cosines = np.sqrt((1 + cosines) / 2)
-            sines = sines / (2 * cosines)
-        return cosines + 1j * sines
+    Without arcsin where a is theta_i or theta_i / 2: cos(theta / 2) = sqrt((1 + cos(theta)) / 2), sin(theta / 2) =
+    sin(theta) / (2 cos(theta / 2)). Entry by entry: no result may depend on the size of a block, and the rounding of a
+    matrix product does.
+    """
+    terms = [(slope, sine) for slope, sine in zip(slopes, sines, strict=True) if slope]
+    if constant or len(terms) != 1 or terms[0][0] not in (1, 0.5):
+        return np.exp(1j * sum((slope * np.arcsin(sine) for slope, sine in terms), np.full(sines.shape[1], constant)))
+    ((slope, sine),) = terms
+    cosine = np.sqrt((1 - sine) * (1 + sine))
+    if slope == 0.5:
+        cosine = np.sqrt((1 + cosine) / 2)
+        sine = sine / (2 * cosine)
+    return cosine + 1j * sine
 
 
 def compile_batched(ansatz):
-    """(start, factors, layers): the circuit as fixed gates and layers of rotations, each as early as it can be.
+    """(start, entering, layers): fixed gates, which are (qubits, matrix or CXGate), and rotations between them.
 
-    A fixed gate is (qubits, CXGate or its matrix); neighbours on one qubit are one matrix. start: those before the
-    first layer. layers: of (Layer, fixed gates after it). factors: None, or, where no gate joins qubits at first,
-    complex (2, 2, n, 1): after the first layer, whose e^(ia) is t, qubit i is factors[:, 0, i] + factors[:, 1, i] t_i.
+    start: the gates before any data. layers: of (angles, gates): first diag(1, e^(ia)) on each qubit, or on the parity
+    of two, with angles {qubits: (constant, slopes)}, single qubits first, a = constant + slopes @ theta; then gates.
+    entering: where data comes before the first gate that joins qubits, what replaces start and the first layer, for
+    each qubit (matrix, (constant, slopes), gates): its state is matrix @ (1, e^(ia)), and gates join it to those below.
     """
     n = ansatz.circuit.num_qubits
-    slots, depth = [[], []], [0] * n  # fixed gates and rotations by turns; the slot that each qubit has reached
+    slots, depth = [], [0] * n  # gates and angles by turns, and the slot that each qubit has reached
 
-    def place(qubits, odd, *content):
-        """Put content into the first slot of its kind that is open to these qubits."""
-        slot = max(depth[qubit] for qubit in qubits)
-        slot += (slot + odd) % 2
-        slots.extend([] for _ in range(len(slots), slot + 1))
+    def reach(qubits, odd):
+        """The earliest slot, of gates or of angles (odd), that is open to all these qubits."""
+        index = max(depth[qubit] for qubit in qubits)
+        index += (index + odd) % 2
+        while len(slots) <= index:
+            slots.append({(qubit,): (0.0, np.zeros(n)) for qubit in range(n)} if len(slots) % 2 else [])
         for qubit in qubits:
-            depth[qubit] = slot
-        before = [index for index, other in enumerate(slots[slot]) if set(qubits) & set(other[0])]
-        if not odd and len(qubits) == 1 and before and slots[slot][before[-1]][0] == qubits:
-            content = (content[0] @ slots[slot].pop(before[-1])[1],)
-        slots[slot].append((qubits, *content))
+            depth[qubit] = index
+        return slots[index]
 
     for instruction in ansatz.circuit.data:
         qubits = tuple(ansatz.circuit.find_bit(qubit).index for qubit in instruction.qubits)
         gate = instruction.operation
         if not instruction.is_parameterized():
-            place(qubits, 0, CXGate if gate.base_class is CXGate else Operator(gate).data)
+            reach(qubits, odd=0).append((qubits, CXGate if gate.base_class is CXGate else Operator(gate).data))
             continue
-        basis = EIGENBASES.get(gate.name)
+        constant, slopes = linear_angle(gate, ansatz.angles)
+        basis = EIGENBASES[gate.name]
         if basis is not None:
-            place(qubits, 0, basis.conj().T)
-        place(qubits, 1, *linear_angle(gate, ansatz.angles))
+            reach(qubits, odd=0).append((qubits, basis.conj().T))
+        angles = reach(qubits, odd=1)
+        before = angles.get(qubits, (0.0, 0.0))  # angles about the same axis add up
+        angles[qubits] = before[0] + constant, before[1] + slopes
         if basis is not None:
-            place(qubits, 0, basis)
+            reach(qubits, odd=0).append((qubits, basis))
+    layers = list(itertools.zip_longest(slots[1::2], slots[2::2], fillvalue=[]))
+    joins = [any(len(qubits) > 1 for qubits in (slot if index % 2 else dict(slot))) for index, slot in enumerate(slots)]
+    if not any(joins) or joins[0] or joins[1]:
+        return slots[0], [], layers
 
-    factors = None
-    joining = [index for index, slot in enumerate(slots) if any(len(qubits) > 1 for qubits, *_ in slot)]
-    if joining and joining[0] > 1:
-        own = {qubits: gate[:, 0] for qubits, gate in slots[0]}
-        factors = np.stack([np.eye(2) * own.get((qubit,), (1, 0)) for qubit in range(n)], axis=-1)
-        after, slots[2] = slots[2], []
-        for qubits, gate in after:
-            if len(qubits) == 1 and not any(qubits[0] in joined for joined, _ in slots[2]):
-                factors[:, :, qubits[0]] = gate @ factors[:, :, qubits[0]]
-            else:
-                slots[2].append((qubits, gate))
-        factors = factors[..., None]
-    layers = [layer_of(rotations, n) for rotations in slots[1::2]]
-    return slots[0], factors, list(itertools.zip_longest(layers, slots[2::2], fillvalue=()))
-
-
-def layer_of(rotations, n):
-    """The Layer of rotations (qubits, constant, slopes) on n qubits; angles on the same qubits add up."""
-    pairs = sorted({qubits for qubits, *_ in rotations if len(qubits) == 2})
-    order = [(qubit,) for qubit in range(n)] + pairs
-    constants, slopes = np.zeros(len(order)), np.zeros((len(order), n))
-    for qubits, constant, slope in rotations:
-        constants[order.index(qubits)] += constant
-        slopes[order.index(qubits)] += slope
-    multiple = [m for m in (1, 0.5) if not constants.any() and np.array_equal(slopes, m * np.eye(n))]
-    return Layer(pairs, constants, slopes, multiple[0] if multiple else None)
-
-
-def write_products(out, ones, zeros=None):
-    """Fill out, complex (2^n, groups), with products over qubits: of ones[i] where bit i is one, else of zeros[i], or 1.
-
-    ones, zeros: complex (n, groups).
-    """
-    out[0] = 1
-    for qubit, one in enumerate(ones):
-        lower, upper = out[: 2**qubit], out[2**qubit : 2 ** (qubit + 1)]
-        np.multiply(lower, one, out=upper)
-        if zeros is not None:
-            lower *= zeros[qubit]
+    matrices, gates = [np.eye(2, 1, dtype=complex) for _ in range(n)], [[] for _ in range(n)]
+    for (qubit,), gate in slots[0]:
+        matrices[qubit] = gate @ matrices[qubit]
+    matrices = [np.diag(matrix[:, 0]) for matrix in matrices]
+    highest, joined = list(range(n)), set()  # the highest qubit that each one has been joined with
+    for qubits, gate in slots[2]:
+        if len(qubits) == 1 and not joined.issuperset(qubits):
+            matrices[qubits[0]] = gate @ matrices[qubits[0]]
+            continue
+        joined.update(qubits)
+        for qubit in qubits:
+            highest[qubit] = max(highest[other] for other in qubits)
+        gates[highest[qubits[0]]].append((qubits, gate))
+    return [], [(matrices[q], slots[1][q,], gates[q]) for q in range(n)], layers[1:]
 
 
 # --- The update rule --------------------------------------------------------------------------------------------------

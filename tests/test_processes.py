@@ -242,8 +242,8 @@ def test_alone_every_share_is_the_whole():
 @pytest.mark.parametrize("of", [2, 3, 7])
 def test_the_shares_of_an_update_add_up_to_it(circuit, of):
     """Bit for bit, with the same shots: they belong to the groups, not to who measures them."""
-    gradient = torch.randn(41, 67, generator=torch.Generator().manual_seed(3))
-    backend = quantum_circuits.AerBackend(quantum_circuits.build_ansatz(circuit, 3, 0.5), address_qubits=6)
+    gradient = torch.randn(101, 67, generator=torch.Generator().manual_seed(3))
+    backend = quantum_circuits.AerBackend(quantum_circuits.build_ansatz(circuit, 3, 0.5), block=512)
     arguments = {"learning_rate": 1.0, "shots": 100, "seed": (1, 2, 3)}
     whole, cost = quantum_circuits.quantum_parameter_update(gradient, backend, **arguments)
     parts = [

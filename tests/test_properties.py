@@ -229,7 +229,7 @@ def test_any_metrics_are_read_or_refused(tmp_path_factory, content):
 # --- Gradients
 
 ENGINES = {
-    (name, n): quantum_circuits.AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule, address_qubits=3)
+    (name, n): quantum_circuits.AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule, block=512)
     for name, n, rule in (
         ("graph", 1, "quantum"),
         ("graph", 3, "quantum"),
