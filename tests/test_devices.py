@@ -102,7 +102,7 @@ def test_qubit_k_after_layout_is_still_weight_k(name):
     shots = 4000
     backend = make_backend(name)
     x = np.vstack([np.eye(5), -np.eye(5)])
-    measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    measured, _, _ = backend.measure(x, shots, (0, 1, 0))
     assert np.abs(measured - 0.5 * x).max() < 5 / math.sqrt(shots)
 
 
@@ -116,7 +116,7 @@ def test_packing_changes_no_result(lines):
     assert len(backend.lines) == lines and backend.circuit.num_clbits == 3 * lines
     x = np.random.default_rng(0).uniform(-1, 1, (7, 3))  # 7 groups: the last row of 2 or 3 copies is not full
     exact = exact_means(backend, x)
-    measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    measured, _, _ = backend.measure(x, shots, (0, 1, 0))
     assert np.all(np.abs(measured - exact) < 5 * np.sqrt((1 - exact**2) / shots) + 1 / shots)
 
 
@@ -140,7 +140,7 @@ def test_noise_biases_and_readout_mitigation_takes_some_of_it_back():
     for noise, mitigation in ((False, "none"), (True, "none"), (True, "readout")):
         backend = make_backend(noise=noise, mitigation=mitigation)
         exact = exact_means(backend, x)
-        measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+        measured, _, _ = backend.measure(x, shots, (0, 1, 0))
         slopes[noise, mitigation] = float((measured * exact).sum() / (exact**2).sum())
     error = 5 / math.sqrt(shots * (exact**2).sum())
     assert abs(slopes[False, "none"] - 1) < error
@@ -161,8 +161,8 @@ def test_mitigation_inverts_readout_errors_alone_exactly():
 
 
 def test_same_seed_same_bits_and_another_step_other_noise():
-    theta = np.zeros((4, 5))
-    first, again, other = (make_backend().measure(theta, 200, (0, step, 0))[0] for step in (1, 1, 2))
+    x = np.zeros((4, 5))
+    first, again, other = (make_backend().measure(x, 200, (0, step, 0))[0] for step in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
 
