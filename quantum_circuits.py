@@ -16,6 +16,7 @@ Bit order is little-endian throughout: qubit i is bit i of an outcome and carrie
 
 import itertools
 import math
+import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,8 @@ from update_rules import RULES, independent_shots, joint_shots
 
 # Groups that share one random stream of the shots: part of what a seed means, so never change it.
 STREAM_GROUPS = 2**9
+# With fewer shots the circuits take most of the time, and threads would only wait for each other's interpreter lock.
+THREADED_SHOTS = 32
 # A circuit that answers more weakly, or less evenly, than this multiplies the shot noise a thousandfold: refused.
 SMALLEST_RESPONSE = 1e-3
 LARGEST_CONDITION = 1e3
@@ -280,11 +283,12 @@ class AerBackend:
         gates, self.entering, self.layers = compile_batched(ansatz)
         self.start = np.eye(len(self.eigenvalues), 1, dtype=complex)
         apply_gates(self.new_state(), self.start, gates, lent=False)
-        self.registers = []  # that no thread is using at the moment
+        self.lock, self.register = threading.Lock(), self.new_register()
 
     def probabilities(self, x):
         """Exact outcome distributions, float64 (groups, 2^n), for x in [-1, 1], float64 (groups, n)."""
-        blocks = [self.simulate(x[first : first + self.block]) for first in range(0, len(x), self.block)]
+        with self.lock:
+            blocks = [self.simulate(x[first : first + self.block]) for first in range(0, len(x), self.block)]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def simulate(self, x):
@@ -292,10 +296,7 @@ class AerBackend:
         groups, n = x.shape
         sines = np.zeros((n, self.block))
         sines[:, :groups] = self.ansatz.encoding_range * x.T
-        try:  # taken out while in use: what an exception leaves half done is not used again
-            states, amplitudes, diagonal = self.registers.pop()
-        except IndexError:
-            states, amplitudes, diagonal = self.new_register()
+        states, amplitudes, diagonal = self.register
         # Amplitudes lack the factor of the superposition: each column is a state of norm 1.
         amplitudes[:] = self.start
         for qubit, (matrix, angle, gates) in enumerate(self.entering):
@@ -314,7 +315,6 @@ class AerBackend:
         parts = amplitudes.view(float).reshape(2**n, self.block, 2)
         parts *= parts
         distributions = parts[:, :groups, 0] + parts[:, :groups, 1]
-        self.registers.append((states, amplitudes, diagonal))
         return distributions.T
 
     def new_state(self):
@@ -325,7 +325,8 @@ class AerBackend:
         """(states, amplitudes, diagonal): AerStates, the array that they compute in on a CPU, and one for phases.
 
         Arrays are complex (2^n, block). states[-1] has all qubits; where they enter one by one, states[i] has the first
-        i + 1. Lent once and written anew for each block: Aer leaks 64 bytes whenever a state is initialized.
+        i + 1. Lent once and written anew for each block: Aer leaks 64 bytes whenever a state is initialized. One is
+        enough for all threads: Aer's calls hold the interpreter lock.
         """
         amplitudes, diagonal = np.zeros((2, len(self.start), self.block), dtype=complex)
         states = [self.new_state() for _ in self.entering or [None]]
@@ -357,14 +358,17 @@ def apply_gates(state, amplitudes, gates, lent):
     address_qubits = amplitudes.shape[1].bit_length() - 1
     if not lent:
         state.initialize(amplitudes.reshape(-1), copy=True)
-    for qubits, gate in gates:
-        data = [address_qubits + qubit for qubit in qubits]
-        state.apply_cx(*data) if gate is CXGate else state.apply_unitary(data, gate)
-    state.flush()
-    if not lent:
-        amplitudes[:] = state.move_to_ndarray().reshape(amplitudes.shape)
-        state.close()
-        state.renew()
+    try:
+        for qubits, gate in gates:
+            data = [address_qubits + qubit for qubit in qubits]
+            state.apply_cx(*data) if gate is CXGate else state.apply_unitary(data, gate)
+        state.flush()
+        if not lent:
+            amplitudes[:] = state.move_to_ndarray().reshape(amplitudes.shape)
+    finally:
+        if not lent:
+            state.close()
+            state.renew()
 
 
 def add_qubit(products, qubit, one, zero=None):
@@ -541,10 +545,10 @@ def quantum_parameter_update(
         update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
         return circuits, taken, len(x)
 
-    if len(blocks) == 1:
-        used = [measure_block(blocks[0])]  # without a thread, so that Ctrl-C ends the wait for a device's job
+    if len(blocks) == 1 or shots < THREADED_SHOTS:
+        used = [measure_block(first) for first in blocks]  # no thread, so that Ctrl-C ends the wait for a device's job
     else:
-        # Threads: drawing the shots, half of the work, leaves the interpreter free to simulate the next block.
+        # Threads: drawing the shots leaves the interpreter free to simulate the next block.
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
             used = list(threads.map(measure_block, blocks))
     if not torch.isfinite(update).all():

@@ -19,13 +19,16 @@ def joint_shots(probabilities, eigenvalues, shots, generator):
     """
     if shots > FEW_SHOTS:
         return generator.multinomial(shots, probabilities.clip(max=1)) @ eigenvalues / shots
-    # Inversion, a shot of every group at a time: outcome k where u in [0, 1) lies between P(< k) and P(<= k).
-    cumulative = probabilities.T[:-1].copy()
-    for k in range(1, len(cumulative)):
-        cumulative[k] += cumulative[k - 1]
-    beyond = (generator.random(len(probabilities)) >= cumulative).astype("uint8")  # shots whose outcome is above k
-    for _ in range(shots - 1):
-        beyond += generator.random(len(probabilities)) >= cumulative
+    # Inversion: outcome k where a uniform number in [0, 1) lies between P(outcome < k) and P(outcome <= k).
+    cumulative, half = probabilities.T.copy(), 1
+    while half < len(cumulative):  # running sums over 2, 4, 8, ... outcomes
+        pairs = cumulative.reshape(-1, 2, half, len(probabilities))
+        pairs[:, 1] += pairs[:, 0, -1:]
+        half *= 2
+    beyond = 0  # how many shots have an outcome above k, (2^n - 1, groups); 32 shots at a time stay in the cache
+    for first in range(0, shots, 32):
+        uniform = generator.random((min(32, shots - first), 1, len(probabilities)))
+        beyond = beyond + (uniform >= cumulative[:-1]).view("uint8").sum(axis=0, dtype="uint8")
     return eigenvalues[0] + beyond.T @ (eigenvalues[1:] - eigenvalues[:-1]) / shots
 
 
