@@ -7,7 +7,6 @@ its row.
 from collections.abc import Callable
 from typing import NamedTuple
 
-
 # Up to here inverting the cumulative distribution is faster than a multinomial draw, and a count fits 8 bits.
 FEW_SHOTS = 255
 
