@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 import devices
 import model_utils
 import quantum_circuits
+from aer_engine import AerBackend
 from harness import checkpoints, files, lifecycle, process_group, run_folder, study
 from harness.environment import describe_environment
 from harness.process_group import all_reduce, on_rank_zero, print_once
@@ -375,7 +376,7 @@ def make_backend(settings):
     if not RULES[settings.update_rule].measures:
         return None
     if settings.backend == "aer":
-        return quantum_circuits.AerBackend(ansatz, settings.update_rule, device=settings.aer_device)
+        return AerBackend(ansatz, settings.update_rule, device=settings.aer_device)
     device, service = devices.open_device(settings.backend, settings.num_qubits, settings.device_noise == "on")
     return devices.DeviceBackend(
         ansatz,

@@ -33,6 +33,7 @@ from qiskit_aer.primitives import SamplerV2
 from tqdm import tqdm
 
 import quantum_circuits as qc
+from aer_engine import STREAM_GROUPS, AerBackend
 from harness.command_line import run_as_script
 from harness.files import write_json
 from report.figures import add_title, new_figure, save_figure
@@ -155,7 +156,7 @@ def check(name, means, exact, shots):
 
 def all_contestants(circuit, ansatz, x):
     """(contestants, names of those not installed), ours first."""
-    backend, gradient = qc.AerBackend(ansatz), torch.from_numpy(x)
+    backend, gradient = AerBackend(ansatz), torch.from_numpy(x)
 
     def ours(theta, shots):
         """The whole update, encoding and decoding included."""
@@ -202,8 +203,8 @@ def in_our_loop(probabilities):
 
     def draw(block, seed, shots):
         block, generator = normalised(block), np.random.default_rng(seed)
-        rows = range(0, len(block), qc.STREAM_GROUPS)
-        parts = [block[row : row + qc.STREAM_GROUPS] for row in rows]
+        rows = range(0, len(block), STREAM_GROUPS)
+        parts = [block[row : row + STREAM_GROUPS] for row in rows]
         return np.concatenate([RULES["quantum"].draw(part, qc.minus_z(QUBITS), shots, generator) for part in parts])
 
     def measure(theta, shots):
@@ -388,7 +389,7 @@ def measure_scaling():
 
     def seconds(weights, qubits):
         gradient = torch.randn(weights, generator=torch.Generator().manual_seed(0))
-        backend = qc.AerBackend(qc.build_ansatz("graph", qubits, PHI))
+        backend = AerBackend(qc.build_ansatz("graph", qubits, PHI))
         runs = [
             qc.quantum_parameter_update(gradient, backend, learning_rate=1.0, shots=1000, seed=(0, 0, 0))[1].seconds
             for _ in range(3)

@@ -3,6 +3,7 @@ network; runs in this process, or as a user starts them."""
 
 import csv
 import json
+import math
 import os
 import random
 import time
@@ -272,3 +273,40 @@ def fake_study(folder, differences):
     for seed, difference in enumerate(differences):
         runs += [fake_run(folder, "classical", seed, 0.7), fake_run(folder, "quantum", seed, 0.7 + difference)]
     return runs
+
+
+# --- Circuits
+
+
+def make_backend(name="graph", num_qubits=5, phi=math.pi / 4):
+    """The Aer engine of a circuit."""
+    from aer_engine import AerBackend
+    from quantum_circuits import build_ansatz
+
+    return AerBackend(build_ansatz(name, num_qubits, phi))
+
+
+def exact_means(backend, x):
+    """-<Z_i> of every group of x, as the engine simulates them."""
+    from quantum_circuits import minus_z
+
+    return backend.probabilities(x) @ minus_z(x.shape[1])
+
+
+def update_of(gradient, backend=None, *, learning_rate=0.01, shots=1000, seed=(0, 0, 0), normalization="group"):
+    """quantum_parameter_update with the defaults of most tests."""
+    from quantum_circuits import quantum_parameter_update
+
+    backend = backend or make_backend()
+    return quantum_parameter_update(
+        gradient, backend, learning_rate=learning_rate, shots=shots, seed=seed, normalization=normalization
+    )
+
+
+def random_groups(rows, columns, seed=0):
+    """Groups of x, float64 (rows, columns), with both ends of the range, where arcsin is steepest."""
+    import numpy as np
+
+    x = np.random.default_rng(seed).uniform(-1, 1, (rows, columns))
+    x[0], x[1] = 1.0, -1.0
+    return x

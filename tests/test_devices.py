@@ -23,6 +23,7 @@ from qiskit_ibm_runtime.exceptions import (
 
 import devices
 import quantum_circuits as qc
+from aer_engine import AerBackend
 
 PHI = math.pi / 4
 LocalSampler = executor_sampler.Sampler
@@ -126,7 +127,7 @@ def test_device_and_aer_agree_without_noise_through_the_whole_update():
     device = make_backend()
     on_device, usage = qc.quantum_parameter_update(gradient, device, **arguments)
     assert (usage.entries, usage.circuits, usage.shots) == (60, 12, 48_000)
-    on_aer, _ = qc.quantum_parameter_update(gradient, qc.AerBackend(device.ansatz), **arguments)
+    on_aer, _ = qc.quantum_parameter_update(gradient, AerBackend(device.ansatz), **arguments)
     scale = gradient.view(-1, 5).abs().amax(1, keepdim=True)
     for update in (on_device, on_aer):
         error = (update - gradient).view(-1, 5) / scale / 2  # R^-1 doubles the noise of a mean at phi = pi / 4
@@ -182,7 +183,7 @@ def test_largest_groups_are_the_largest_over_all_tensors():
 
 def test_only_the_chosen_groups_get_an_update():
     gradient = torch.randn(23, generator=torch.Generator().manual_seed(1))
-    backend = qc.AerBackend(qc.build_ansatz("graph", 5, PHI), "exact")
+    backend = AerBackend(qc.build_ansatz("graph", 5, PHI), "exact")
     for chosen, entries in (([0, 3], 10), ([1, 4], 8), ([], 0)):  # group 4 holds 3 entries and 2 of padding
         groups = torch.tensor(chosen, dtype=torch.int64)
         update, usage = qc.quantum_parameter_update(

@@ -54,11 +54,12 @@ def text_of(path):
 PLACES = {
     "config": ({"update_rules"}, set()),
     "update_rules": (set(), set()),
-    "quantum_circuits": ({"update_rules"}, {"numpy", "torch", "qiskit", "qiskit_aer"}),
+    "quantum_circuits": (set(), {"numpy", "torch", "qiskit"}),
+    "aer_engine": ({"quantum_circuits", "update_rules"}, {"numpy", "qiskit", "qiskit_aer"}),
     "devices": (set(), {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"}),
     "model_utils": ({"config", "harness.hub"}, {"torch", "transformers", "datasets", "pandas", "huggingface_hub"}),
     "train": (
-        {"config", "update_rules", "quantum_circuits", "devices", "model_utils", "harness", "report"},
+        {"config", "update_rules", "quantum_circuits", "aer_engine", "devices", "model_utils", "harness", "report"},
         {"torch"},
     ),
     "analyze": ({"config", "update_rules", "harness", "report"}, set()),

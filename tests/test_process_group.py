@@ -28,6 +28,7 @@ from conftest import (
 import config
 import quantum_circuits
 import train
+from aer_engine import AerBackend
 from harness import process_group, run_folder
 
 slow = pytest.mark.slow  # every test that starts torchrun
@@ -340,7 +341,7 @@ def test_every_process_but_the_first_draws_its_own_dropout(monkeypatch):
 def test_the_shares_of_an_update_add_up_to_it(circuit, of):
     """Bit for bit, with the same shots: they belong to the groups, not to who measures them."""
     gradient = torch.randn(111, 113, generator=torch.Generator().manual_seed(3))  # 9 blocks, the last one not full
-    backend = quantum_circuits.AerBackend(quantum_circuits.build_ansatz(circuit, 3, 0.5), block=512)
+    backend = AerBackend(quantum_circuits.build_ansatz(circuit, 3, 0.5), block=512)
     arguments = {"learning_rate": 1.0, "shots": 100, "seed": (1, 2, 3)}
     whole, usage = quantum_circuits.quantum_parameter_update(gradient, backend, **arguments)
     parts = [

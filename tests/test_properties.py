@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import config
 import model_utils
 import quantum_circuits
+from aer_engine import AerBackend
 from harness import run_folder
 
 MORE = 50  # times as many examples are drawn with the mark `slow`
@@ -251,7 +252,7 @@ def test_any_metrics_are_read_or_refused(folder, content):
 # --- Gradients
 
 ENGINES = {
-    (name, n): quantum_circuits.AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule, block=512)
+    (name, n): AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule, block=512)
     for name, n, rule in (
         ("graph", 1, "quantum"),
         ("graph", 3, "quantum"),
