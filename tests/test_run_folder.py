@@ -38,3 +38,29 @@ def test_a_half_written_last_row_is_left_out(finished_run, tmp_path):
     assert len(run_folder.read_metrics(tmp_path / "metrics.csv")) == len(
         run_folder.read_metrics(finished_run / "metrics.csv")
     )
+
+
+def test_predictions_are_those_of_the_metrics(finished_run):
+    predictions = run_folder.read_predictions(finished_run / "predictions.csv")
+    rows = [row for row in run_folder.read(finished_run)["rows"] if row["eval_accuracy"] is not None]
+    assert list(predictions) == [row["step"] for row in rows] == [0, 3, 6]
+    for row, (labels, margins) in zip(rows, predictions.values(), strict=True):
+        assert labels.shape == margins.shape == (10,) and set(labels) == {0, 1}
+        assert (margins > 0).mean() == row["eval_accuracy"]
+
+
+def test_a_half_written_evaluation_is_left_out_and_none_is_needed(tmp_path):
+    path = tmp_path / "predictions.csv"
+    assert run_folder.read_predictions(path) == {}
+    header, one, two = "step,example,label,margin\n", "0,0,1,0.5\n0,1,0,-2e-3\n", "4,0,1,1\n4,1,0,0."
+    path.write_text(header)
+    assert run_folder.read_predictions(path) == {}
+    path.write_text(header + one + two)
+    ((labels, margins),) = run_folder.read_predictions(path).values()
+    assert (labels.tolist(), margins.tolist()) == ([1, 0], [0.5, -0.002])
+    path.write_text(header + one + two + "5\n")
+    assert list(run_folder.read_predictions(path)) == [0, 4]
+    for broken in ("a,b\n1,2\n", header + "0,0,x,1\n", header + "0,0,1\n"):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=r"predictions\.csv cannot be read"):
+            run_folder.read_predictions(path)
