@@ -208,7 +208,7 @@ def parse(argv=()):
         settings = Settings(**{name.lower(): run[name] for name in _LIMITS})
         if _ignores_dataset_config(settings, flags):
             settings = settings._replace(dataset_config="")
-        _check_together(settings, flags if resume is None else None)
+        check_together(settings, flags if resume is None else None)
         runs.append(settings)
     return Command(tuple(argv), runs, frozenset(flags), resume, debug)
 
@@ -303,7 +303,7 @@ def _from_text(name, text):
         if "list" in kind and text != "all":
             if text.startswith("["):
                 return json.loads(text)
-            items = [part.strip() for part in text.split(",") if text.strip()]
+            items = [part.strip() for part in text.split(",")] if text.strip() else []
             return [number for item in items for number in _numbers(item)] if "whole numbers" in kind else items
     except ValueError:
         pass
@@ -315,8 +315,8 @@ def _numbers(text):
     first, _, last = text.partition("-")
     if not (first and last):
         return [int(text)]
-    if int(last) < int(first):
-        raise ValueError(f"{text} runs backwards")
+    if not 0 <= int(last) - int(first) < 10_000:
+        raise ValueError(f"{text} runs backwards, or too far")
     return range(int(first), int(last) + 1)
 
 
@@ -361,7 +361,7 @@ def _ignores_dataset_config(settings, given):
     return not is_glue(settings.dataset_name) and "dataset_config" not in given and settings.dataset_config in GLUE
 
 
-def _check_together(settings, given):
+def check_together(settings, given):
     """Refuse settings that contradict each other. given: names of those that are flags; None for a resumed run, whose
     other settings are its own."""
     task, rule, backend = settings.dataset_config, RULES[settings.update_rule], settings.backend

@@ -267,12 +267,12 @@ class DeviceBackend:
         self.circuit, self.angles = place(ansatz, device, self.lines)
         self.assignment = None
 
-    def measure(self, theta, shots, seed, first=0):
+    def measure(self, x, shots, seed, first=0):
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), by one job, and what was run.
 
-        One circuit measures a group on every line. theta: float64 (groups, n), radians. seed: (run seed, step, tensor):
-        the job's name, and what a simulated device draws from. Circuits and shots count those that calibrate. Raises
-        DeviceError where the device fails for good, QuotaReached before too much time is used.
+        One circuit measures a group on every line. x: float64 (groups, n) in [-1, 1]. seed: (run seed, step, tensor):
+        the job's name, and what a simulated device draws from. Circuits and shots count those that calibrate in step 1.
+        Raises DeviceError where the device fails for good, QuotaReached before too much time is used.
         """
         calibrations = 0
         if self.mitigation == "readout" and self.assignment is None:
@@ -280,17 +280,17 @@ class DeviceBackend:
             content = hashlib.sha256(f"readout {self.name} {self.lines}".encode()).hexdigest()
             zeros, ones = self.run(pubs, len(pubs), CALIBRATION_SHOTS * shots, (seed[0], 0, 0), content)
             self.assignment = zeros[0], 1 - ones[0]  # chances to read 1 for 0, and 0 for 1
-            calibrations = len(pubs)
-        copies, n = len(self.lines), theta.shape[1]
-        rows = -(-len(theta) // copies)
+            calibrations = len(pubs) if seed[1] == 1 else 0  # a run that goes on has counted them
+        copies, n = len(self.lines), x.shape[1]
+        rows = -(-len(x) // copies)
         values = np.zeros((rows * copies, n))
-        values[: len(theta)] = theta
+        values[: len(x)] = self.ansatz.theta(x)
         values = values.reshape(rows, copies * n)
         (ones,) = self.run([(self.circuit, {tuple(self.angles): values})], rows, shots, seed, digest(values))
         if self.assignment is not None:
             false_ones, false_zeros = self.assignment
             ones = (ones - false_ones) / (1 - false_ones - false_zeros)
-        means = 2 * ones.reshape(rows * copies, n)[: len(theta)] - 1
+        means = 2 * ones.reshape(rows * copies, n)[: len(x)] - 1
         return means, rows + calibrations, (rows + CALIBRATION_SHOTS * calibrations) * shots
 
     def run(self, pubs, rows, shots, seed, content):

@@ -14,6 +14,7 @@ Var(estimate_i) = s^2 (R^-1 Sigma(x) R^-T)_ii / shots. `python quantum_circuits.
 Bit order is little-endian throughout: qubit i is bit i of an outcome and carries weight i of its group.
 """
 
+import itertools
 import math
 import time
 import weakref
@@ -25,17 +26,24 @@ import torch
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.circuit.library import CXGate
-from qiskit.quantum_info import Operator, Pauli, Statevector, partial_trace
+from qiskit.quantum_info import Operator, Statevector, partial_trace
 from qiskit_aer import AerSimulator
 from qiskit_aer.quantum_info.states.aer_state import AerState
 
-from update_rules import RULES
+from update_rules import RULES, independent_shots, joint_shots
 
 # Groups that share one random stream of the shots: part of what a seed means, so never change it.
 STREAM_GROUPS = 2**9
 # A circuit that answers more weakly, or less evenly, than this multiplies the shot noise a thousandfold: refused.
 SMALLEST_RESPONSE = 1e-3
 LARGEST_CONDITION = 1e3
+# Rotation -> gate from the eigenbasis of Z to that of its axis; None where that is Z itself.
+EIGENBASES = {
+    "rx": np.array([[1, 1], [1, -1]]) / math.sqrt(2),
+    "ry": np.array([[1, 1], [1j, -1j]]) / math.sqrt(2),
+    "rz": None,
+    "rzz": None,
+}
 
 
 # --- Circuits. Each is a function (angles, entangling_angle) -> QuantumCircuit, without measurements. -----------------
@@ -122,6 +130,10 @@ class Ansatz(NamedTuple):
     response: np.ndarray
     inverse: np.ndarray
 
+    def theta(self, x):
+        """Rotation angles of the encoding, radians, for x in [-1, 1]."""
+        return np.arcsin(self.encoding_range * np.asarray(x, dtype=np.float64))
+
 
 def build_ansatz(name, num_qubits, entangling_angle):
     """The circuit `name` on num_qubits qubits; entangling_angle in radians, for circuits that use it.
@@ -177,8 +189,8 @@ def response_matrix(circuit, angles, encoding_range):
 
 def linear_angle(operation, angles):
     """(constant, slopes): the angle of a rotation as constant + slopes @ theta; ValueError where it is not one."""
-    if operation.name not in ("rx", "ry", "rz", "rzz"):
-        raise ValueError(f"gate {operation.name!r} carries an angle: must be one of rx, ry, rz, rzz")
+    if operation.name not in EIGENBASES:
+        raise ValueError(f"gate {operation.name!r} carries an angle: must be one of {', '.join(EIGENBASES)}")
     angle = operation.params[0]
     used = dict.fromkeys(angle.parameters, 0.0)
     try:
@@ -201,8 +213,7 @@ def minus_z(num_qubits):
 
 def outcome_probabilities(ansatz, x):
     """Exact distribution of the outcomes for one group x, float64 (n,), by qiskit's Statevector: float64 (2^n,)."""
-    theta = np.arcsin(ansatz.encoding_range * np.asarray(x, dtype=np.float64))
-    return Statevector(ansatz.circuit.assign_parameters({ansatz.angles: theta})).probabilities()
+    return Statevector(ansatz.circuit.assign_parameters({ansatz.angles: ansatz.theta(x)})).probabilities()
 
 
 def noise_covariance(probabilities):
@@ -217,8 +228,7 @@ def meyer_wallach(ansatz, x):
 
     Q = 2 (1 - mean purity of the single-qubit states) (Brennen, QIC 3, 619, 2003); 0 exactly for product states.
     """
-    theta = np.arcsin(ansatz.encoding_range * np.asarray(x, dtype=np.float64))
-    state = Statevector(ansatz.circuit.assign_parameters({ansatz.angles: theta}))
+    state = Statevector(ansatz.circuit.assign_parameters({ansatz.angles: ansatz.theta(x)}))
     n = state.num_qubits
     purities = [partial_trace(state, [q for q in range(n) if q != kept]).purity().real for kept in range(n)]
     return 2 * (1 - float(np.mean(purities)))
@@ -233,18 +243,22 @@ def num_groups(numel, num_qubits):
 
 
 class AerBackend:
-    """Aer's statevector simulator with the batch as an address register.
+    """Aer's statevector simulator with the batch as an address register and the data as phases of its state vector.
 
     m extra qubits in uniform superposition index a block of 2^m groups; they are the lowest qubits, data qubit i is
-    qubit m + i. A rotation whose angle differs from group to group is then one
-    multiplexed gate, controlled by the address. Aer computes the state; |amplitude|^2, one column per address,
-    normalised by column, is every group's exact distribution. The shots are drawn from it (multinomial): what
+    qubit m + i. A rotation exp(-i a P / 2) about a Pauli P is a diagonal between fixed gates to the eigenbasis of P and
+    back. Aer applies every fixed gate, to a whole block at once; the diagonals, whose angles differ from group to
+    group, are multiplied into its state vector, an array lent by numpy, in one go for a layer of rotations. What needs
+    no simulation of every group: the gates before any data, alike in all of them, Aer applies once; and a qubit that no
+    gate has joined to others yet has a state of its own, which is written down.
+
+    |amplitude|^2, one column per address, is every group's exact distribution, from which the shots are drawn: what
     measuring gives, at a hundredth of the cost of Aer's own counts.
     """
 
     name = "aer"
 
-    def __init__(self, ansatz, rule="quantum", block=STREAM_GROUPS, device="CPU"):
+    def __init__(self, ansatz, rule="quantum", block=None, device="CPU"):
         """rule: a name in update_rules.RULES that measures. device: "CPU" or "GPU".
 
         block: groups simulated at once, STREAM_GROUPS times a power of two; a matter of speed alone, not of results.
@@ -256,105 +270,187 @@ class AerBackend:
                 f"AER_DEVICE = {device!r}: the installed qiskit-aer has {', '.join(available)} alone; "
                 "the package qiskit-aer-gpu, for Linux with CUDA, brings GPU"
             )
-        self.ansatz, self.rule, self.device, self.block = ansatz, RULES[rule], device, block
-        self.address = list(range(block.bit_length() - 1))
+        self.ansatz, self.rule, self.device = ansatz, RULES[rule], device
+        self.draw = self.rule.draw
+        if self.draw is joint_shots and all(len(instruction.qubits) == 1 for instruction in ansatz.circuit.data):
+            self.draw = independent_shots  # the same law where no gate joins qubits, in a sixth of the time
         self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
-        self.start, self.steps = compile_batched(ansatz)
+        self.block = block or STREAM_GROUPS * min(4, max(1, 2**7 // len(self.eigenvalues)))  # of 2^16 amplitudes or so
+        self.lent = device == "CPU"  # Aer computes in numpy's array itself; a GPU takes a copy and gives it back
+        gates, self.entering, self.layers = compile_batched(ansatz)
+        self.start = np.eye(len(self.eigenvalues), 1, dtype=complex)
+        apply_gates(self.new_state(), self.start, gates, lent=False)
         self.registers = []  # that no thread is using at the moment
 
-    def probabilities(self, theta):
-        """Exact outcome distributions, float64 (groups, 2^n), for angles theta, float64 (groups, n), radians."""
-        blocks = [self.simulate(theta[first : first + self.block]) for first in range(0, len(theta), self.block)]
-        return np.concatenate(blocks)
+    def probabilities(self, x):
+        """Exact outcome distributions, float64 (groups, 2^n), for x in [-1, 1], float64 (groups, n)."""
+        blocks = [self.simulate(x[first : first + self.block]) for first in range(0, len(x), self.block)]
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    def simulate(self, theta):
-        """`probabilities` of at most one block of groups."""
-        groups, n = theta.shape
-        angles = np.zeros((n, self.block))
-        angles[:, :groups] = theta.T
+    def simulate(self, x):
+        """`probabilities` of at most one block of groups; in memory, an outcome's groups lie next to each other."""
+        groups, n = x.shape
+        sines = np.zeros((n, self.block))
+        sines[:, :groups] = self.ansatz.encoding_range * x.T
         try:  # taken out while in use: what an exception leaves half done is not used again
-            state, amplitudes = self.registers.pop()
+            states, amplitudes, diagonal = self.registers.pop()
         except IndexError:
-            state, amplitudes = self.new_register()
-        # Amplitudes lack the factor of the superposition, which the normalisation below would take out again.
-        amplitudes[:] = np.repeat(self.start, self.block)
-        if self.device != "CPU":
-            state.initialize(amplitudes, copy=True)
-        for qubits, gate, rotation in self.steps:
-            data = [len(self.address) + qubit for qubit in qubits]
-            if rotation is not None:
-                # Past AerState.apply_multiplexer, which checks group by group, three times as slow as the gate itself.
-                state._native_state.apply_multiplexer(self.address, data, rotation_matrices(angles, *rotation))
-            elif gate is CXGate:
-                state.apply_cx(*data)
-            else:
-                state.apply_unitary(data, gate)
-        state.flush()
-        final = amplitudes if self.device == "CPU" else state.move_to_ndarray()
-        distribution = (final.real**2 + final.imag**2).reshape(2**n, self.block)[:, :groups]
-        if self.device != "CPU":
-            state.close()
-            state.renew()
-        self.registers.append((state, amplitudes))
-        return np.ascontiguousarray((distribution / distribution.sum(axis=0)).T)
+            states, amplitudes, diagonal = self.new_register()
+        # Amplitudes lack the factor of the superposition: each column is a state of norm 1.
+        amplitudes[:] = self.start
+        for qubit, (matrix, angle, gates) in enumerate(self.entering):
+            zero, one = matrix[:, :1] + matrix[:, 1:] * turn(sines, *angle)
+            add_qubit(amplitudes, qubit, one, zero)
+            apply_gates(states[qubit], amplitudes[: 2 ** (qubit + 1)], gates, self.lent)
+        for angles, gates in self.layers:
+            diagonal[0] = 1
+            for qubits, angle in angles.items():
+                if len(qubits) == 1:
+                    add_qubit(diagonal, *qubits, turn(sines, *angle))
+                else:
+                    diagonal[self.eigenvalues[:, qubits].prod(axis=1) < 0] *= turn(sines, *angle)
+            amplitudes *= diagonal
+            apply_gates(states[-1], amplitudes, gates, self.lent)
+        parts = amplitudes.view(float).reshape(2**n, self.block, 2)
+        parts *= parts
+        distributions = parts[:, :groups, 0] + parts[:, :groups, 1]
+        self.registers.append((states, amplitudes, diagonal))
+        return distributions.T
+
+    def new_state(self):
+        # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
+        return AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
 
     def new_register(self):
-        """(state, amplitudes): an AerState, and the array, complex (2^n * block,), that it computes in on a CPU.
+        """(states, amplitudes, diagonal): AerStates, the array that they compute in on a CPU, and one for phases.
 
-        Lent once and written anew for each block: Aer leaks 64 bytes whenever a state is initialized.
+        Arrays are complex (2^n, block). states[-1] has all qubits; where they enter one by one, states[i] has the first
+        i + 1. Lent once and written anew for each block: Aer leaks 64 bytes whenever a state is initialized.
         """
-        # One thread: Aer's OpenMP threads would spin against torch's, and a block of this size fits a core's cache.
-        state = AerState(method="statevector", device=self.device, fusion_enable=False, max_parallel_threads=1)
-        amplitudes = np.zeros(self.block * len(self.start), dtype=complex)
-        if self.device == "CPU":
-            state.initialize(amplitudes, copy=False)
-            # Taken back before Aer would free what is not its own.
-            weakref.finalize(self, state.move_to_ndarray)
-        return state, amplitudes
+        amplitudes, diagonal = np.zeros((2, len(self.start), self.block), dtype=complex)
+        states = [self.new_state() for _ in self.entering or [None]]
+        for index, state in enumerate(reversed(states) if self.lent else ()):
+            state.initialize(amplitudes[: len(amplitudes) >> index].reshape(-1), copy=False)
+            weakref.finalize(self, state.move_to_ndarray)  # taken back before Aer would free what is not its own
+        return states, amplitudes, diagonal
 
-    def measure(self, theta, shots, seed, first=0):
+    def measure(self, x, shots, seed, first=0):
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), and what was run for them.
 
-        theta: float64 (groups, n), radians. seed: tuple of ints. first: the first group's place in the update, a
+        x: float64 (groups, n) in [-1, 1]. seed: tuple of ints. first: the first group's place in the update, a
         multiple of STREAM_GROUPS; every STREAM_GROUPS groups draw their shots from a random stream of their own.
         """
-        distributions = self.probabilities(theta)
-        means = np.empty(theta.shape)
-        for start in range(0, len(theta), STREAM_GROUPS):
+        distributions = self.probabilities(x)
+        means = np.empty_like(x)
+        for start in range(0, len(x), STREAM_GROUPS):
             rows = slice(start, start + STREAM_GROUPS)
             generator = np.random.default_rng(np.random.SeedSequence((*seed, (first + start) // STREAM_GROUPS)))
-            means[rows] = self.rule.draw(distributions[rows], self.eigenvalues, shots, generator)
-        return means, len(theta), len(theta) * shots * self.rule.draws_shots
+            means[rows] = self.draw(distributions[rows], self.eigenvalues, shots, generator)
+        return means, len(x), len(x) * shots * self.rule.draws_shots
+
+
+def apply_gates(state, amplitudes, gates, lent):
+    """Let Aer apply fixed gates (qubits, matrix or CXGate) to amplitudes, complex (2^n, 2^m), in place.
+
+    state: AerState. lent: it computes in this very array; otherwise a copy goes there and back.
+    """
+    address_qubits = amplitudes.shape[1].bit_length() - 1
+    if not lent:
+        state.initialize(amplitudes.reshape(-1), copy=True)
+    for qubits, gate in gates:
+        data = [address_qubits + qubit for qubit in qubits]
+        state.apply_cx(*data) if gate is CXGate else state.apply_unitary(data, gate)
+    state.flush()
+    if not lent:
+        amplitudes[:] = state.move_to_ndarray().reshape(amplitudes.shape)
+        state.close()
+        state.renew()
+
+
+def add_qubit(products, qubit, one, zero=None):
+    """Products over qubits, complex (2^n, groups), row by outcome: the factor of one more qubit, above those so far.
+
+    one, zero: complex (groups,), the factor where its bit is one, and where it is zero; None is 1.
+    """
+    below, above = products[: 2**qubit], products[2**qubit : 2 ** (qubit + 1)]
+    np.multiply(below, one, out=above)
+    if zero is not None:
+        below *= zero
+
+
+def turn(sines, constant, slopes):
+    """e^(ia), complex (groups,), a = constant + slopes @ theta, sines = sin(theta), float64 (n, groups).
+
+    Without arcsin where a is theta_i or theta_i / 2: cos(theta / 2) = sqrt((1 + cos(theta)) / 2), sin(theta / 2) =
+    sin(theta) / (2 cos(theta / 2)). Entry by entry: no result may depend on the size of a block, and the rounding of a
+    matrix product does.
+    """
+    terms = [(slope, sine) for slope, sine in zip(slopes, sines, strict=True) if slope]
+    if constant or len(terms) != 1 or terms[0][0] not in (1, 0.5):
+        return np.exp(1j * sum((slope * np.arcsin(sine) for slope, sine in terms), np.full(sines.shape[1], constant)))
+    ((slope, sine),) = terms
+    cosine = np.sqrt((1 - sine) * (1 + sine))
+    if slope == 0.5:
+        cosine = np.sqrt((1 + cosine) / 2)
+        sine = sine / (2 * cosine)
+    return cosine + 1j * sine
 
 
 def compile_batched(ansatz):
-    """(start, steps): the state every group begins with, complex (2^n,), and the steps after it.
+    """(start, entering, layers): fixed gates, which are (qubits, matrix or CXGate), and rotations between them.
 
-    A step is (qubits, gate, None), a fixed gate given as CXGate or as its matrix, or (qubits, None, (constant, slopes,
-    pauli)), a rotation by the angle constant + slopes @ theta (radians) about a Pauli matrix.
+    start: the gates before any data. layers: of (angles, gates): first diag(1, e^(ia)) on each qubit, or on the parity
+    of two, with angles {qubits: (constant, slopes)}, single qubits first, a = constant + slopes @ theta; then gates.
+    entering: where data comes before the first gate that joins qubits, what replaces start and the first layer, for
+    each qubit (matrix, (constant, slopes), gates): its state is matrix @ (1, e^(ia)), and gates join it to those below.
     """
-    start, steps = QuantumCircuit(ansatz.circuit.num_qubits), []
+    n = ansatz.circuit.num_qubits
+    slots, depth = [], [0] * n  # gates and angles by turns, and the slot that each qubit has reached
+
+    def reach(qubits, odd):
+        """The earliest slot, of gates or of angles (odd), that is open to all these qubits."""
+        index = max(depth[qubit] for qubit in qubits)
+        index += (index + odd) % 2
+        while len(slots) <= index:
+            slots.append({(qubit,): (0.0, np.zeros(n)) for qubit in range(n)} if len(slots) % 2 else [])
+        for qubit in qubits:
+            depth[qubit] = index
+        return slots[index]
+
     for instruction in ansatz.circuit.data:
-        qubits = [ansatz.circuit.find_bit(qubit).index for qubit in instruction.qubits]
+        qubits = tuple(ansatz.circuit.find_bit(qubit).index for qubit in instruction.qubits)
         gate = instruction.operation
-        if instruction.is_parameterized():
-            steps.append((qubits, None, (*linear_angle(gate, ansatz.angles), Pauli(gate.name[1:].upper()).to_matrix())))
-        elif any(set(qubits) & set(other) for other, _, _ in steps):
-            steps.append((qubits, CXGate if gate.base_class is CXGate else Operator(gate).data, None))
-        else:
-            start.append(gate, qubits)  # no data before it: the same for every group
-    return Statevector(start).data, steps
+        if not instruction.is_parameterized():
+            reach(qubits, odd=0).append((qubits, CXGate if gate.base_class is CXGate else Operator(gate).data))
+            continue
+        constant, slopes = linear_angle(gate, ansatz.angles)
+        basis = EIGENBASES[gate.name]
+        if basis is not None:
+            reach(qubits, odd=0).append((qubits, basis.conj().T))
+        angles = reach(qubits, odd=1)
+        before = angles.get(qubits, (0.0, 0.0))  # angles about the same axis add up
+        angles[qubits] = before[0] + constant, before[1] + slopes
+        if basis is not None:
+            reach(qubits, odd=0).append((qubits, basis))
+    layers = list(itertools.zip_longest(slots[1::2], slots[2::2], fillvalue=[]))
+    joins = [any(len(qubits) > 1 for qubits in (slot if index % 2 else dict(slot))) for index, slot in enumerate(slots)]
+    if not any(joins) or joins[0] or joins[1]:
+        return slots[0], [], layers
 
-
-def rotation_matrices(theta, constant, slopes, pauli):
-    """exp(-i a P / 2) = cos(a/2) - i sin(a/2) P of every group, complex (groups, 2^k, 2^k), for a k-qubit Pauli P.
-
-    a = constant + slopes @ theta, theta float64 (n, groups), radians. Summed entry by entry: the rounding of a matrix
-    product depends on its shape, and no result may depend on the size of a block.
-    """
-    angle = constant + sum(slope * row for slope, row in zip(slopes, theta, strict=True) if slope)
-    cosine, sine = np.cos(angle / 2), np.sin(angle / 2)
-    return cosine[:, None, None] * np.eye(len(pauli)) + sine[:, None, None] * (-1j * pauli)
+    matrices, gates = [np.eye(2, 1, dtype=complex) for _ in range(n)], [[] for _ in range(n)]
+    for (qubit,), gate in slots[0]:
+        matrices[qubit] = gate @ matrices[qubit]
+    matrices = [np.diag(matrix[:, 0]) for matrix in matrices]
+    highest, joined = list(range(n)), set()  # the highest qubit that each one has been joined with
+    for qubits, gate in slots[2]:
+        if len(qubits) == 1 and not joined.issuperset(qubits):
+            matrices[qubits[0]] = gate @ matrices[qubits[0]]
+            continue
+        joined.update(qubits)
+        for qubit in qubits:
+            highest[qubit] = max(highest[other] for other in qubits)
+        gates[highest[qubits[0]]].append((qubits, gate))
+    return [], [(matrices[q], slots[1][q,], gates[q]) for q in range(n)], layers[1:]
 
 
 # --- The update rule --------------------------------------------------------------------------------------------------
@@ -440,8 +536,8 @@ def quantum_parameter_update(
         """Measure and decode the block that begins with group `first`; returns circuits, shots and groups measured."""
         rows = slice(first, min(first + backend.block, measured))
         rows = rows if groups is None else groups[rows]
-        x, scales = encode(gradient_groups[rows].double().numpy(), scale)
-        means, circuits, taken = backend.measure(np.arcsin(ansatz.encoding_range * x), shots, seed, first)
+        x, scales = encode(np.asfortranarray(gradient_groups[rows].double().numpy()), scale)
+        means, circuits, taken = backend.measure(x, shots, seed, first)
         update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
         return circuits, taken, len(x)
 

@@ -7,6 +7,9 @@ its row.
 from collections.abc import Callable
 from typing import NamedTuple
 
+# Up to here inverting the cumulative distribution is faster than a multinomial draw, and a count fits 8 bits.
+FEW_SHOTS = 255
+
 
 def joint_shots(probabilities, eigenvalues, shots, generator):
     """Means e, float64 (groups, n), of shots from each group's distribution, as measuring all qubits draws them.
@@ -14,7 +17,16 @@ def joint_shots(probabilities, eigenvalues, shots, generator):
     probabilities: float64 (groups, 2^n), little-endian outcomes. eigenvalues: of -Z_i, float64 (2^n, n), +1 or -1.
     shots: int, per group. generator: numpy.random.Generator.
     """
-    return generator.multinomial(shots, probabilities) @ eigenvalues / shots
+    if shots > FEW_SHOTS:
+        return generator.multinomial(shots, probabilities.clip(max=1)) @ eigenvalues / shots
+    # Inversion, a shot of every group at a time: outcome k where u in [0, 1) lies between P(< k) and P(<= k).
+    cumulative = probabilities.T[:-1].copy()
+    for k in range(1, len(cumulative)):
+        cumulative[k] += cumulative[k - 1]
+    beyond = (generator.random(len(probabilities)) >= cumulative).astype("uint8")  # shots whose outcome is above k
+    for _ in range(shots - 1):
+        beyond += generator.random(len(probabilities)) >= cumulative
+    return eigenvalues[0] + beyond.T @ (eigenvalues[1:] - eigenvalues[:-1]) / shots
 
 
 def independent_shots(probabilities, eigenvalues, shots, generator):

@@ -48,9 +48,9 @@ def run_all(runs, results_dir, lanes):
         bar.update()
         return done.returncode
 
-    with tqdm(total=len(todo), initial=len(todo) - len(missing), unit="run", dynamic_ncols=True) as bar:
-        with ThreadPoolExecutor(lanes) as pool:
-            return sum(status != 0 for status in pool.map(make, missing))
+    bar = tqdm(total=len(todo), initial=len(todo) - len(missing), unit="run", dynamic_ncols=True)
+    with bar, ThreadPoolExecutor(lanes) as pool:
+        return sum(status != 0 for status in pool.map(make, missing))
 
 
 def publish(results_dir, reference, names):

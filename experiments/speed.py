@@ -1,8 +1,9 @@
-"""How fast the circuits of an update are measured, here and elsewhere: `python tests/benchmark_quantum_update.py`.
+"""How fast the circuits of an update are measured, here and elsewhere: `python experiments/speed.py`.
 
-Workload W: 131,072 groups of 5 weights, `graph`; W2: the same with `chain`; 1000 shots each, -<Z> of every qubit
-wanted. All contestants are timed in turn in one process and checked against exact states. Prints tables and writes
-benchmark.json, benchmark.png and scaling.png into RESULTS_DIR/benchmark/. Peers: tests/benchmark_requirements.txt.
+Workload W: 131,072 groups of 5 weights, `graph`; W2: the same with `chain`; -<Z> of every qubit wanted, from 1, 10, 100
+and 1000 shots. All contestants are timed in turn in one process, on all cores, and checked against exact states. Prints
+tables and writes speed.json, shots.png, bars.png and scaling.png into RESULTS_DIR/speed/. Peers, each as its own manual
+has it and once more inside our loop, with our draws: `pip install -r experiments/requirements.txt`.
 """
 
 import os
@@ -11,12 +12,13 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py does: spinning threads starve whatever else runs
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import argparse
 import importlib.util
-import json
 import math
 import platform
 import resource
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -24,28 +26,30 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from qiskit import transpile
+from qiskit import QuantumCircuit, transpile
+from qiskit.quantum_info import Statevector
 from qiskit_aer import AerSimulator
 from qiskit_aer.primitives import SamplerV2
 from tqdm import tqdm
 
-import config
 import quantum_circuits as qc
-from report import figures
+from harness.command_line import run_as_script
+from harness.files import write_json
+from report.figures import add_title, new_figure, save_figure
 from update_rules import RULES
 
-GROUPS, QUBITS, SHOTS, PHI = 2**17, 5, 1000, math.pi / 4
-REPEATS = 5
-OUR_COLOUR = RULES["quantum"].colour
+GROUPS, QUBITS, PHI = 2**17, 5, math.pi / 4
 WORKLOADS = {"W": "graph", "W2": "chain"}
-CHECKED = 200  # groups whose exact means qiskit's Statevector gives
-PEER_BLOCK = (
-    2**13
-)  # groups a peer simulates at once: the fastest of 2^11 to 2^17 for PennyLane, within 10% for the others
+CHECKED = 2000  # groups whose exact means qiskit's Statevector gives
+PEER_BLOCK = 2**13  # groups a peer simulates at once: the fastest of 2^11 to 2^17, or within 10% of it
+COLOUR, GREY = RULES["quantum"].colour, "#999999"
 
 
 class Contestant(NamedTuple):
-    """measure(theta), theta float32 (groups, n), radians, returns e (groups, n). groups: how many of W it is given."""
+    """measure(theta, shots), theta float32 (groups, n), radians, returns e (groups, n).
+
+    groups: how many of W it is given; what is given fewer is so slow that it takes part at 1000 shots alone.
+    """
 
     name: str
     measure: object
@@ -53,27 +57,29 @@ class Contestant(NamedTuple):
     package: str = "qiskit-aer"
 
 
-def main(argv):
-    settings = config.load(argv)
-    folder = Path(os.path.expanduser(settings.results_dir)) / "benchmark"
+def main(command):
+    folder = Path(os.path.expanduser(command.results_dir)) / "speed"
     folder.mkdir(parents=True, exist_ok=True)
     scaling = measure_scaling()
-    tables = {name: run_workload(name, circuit) for name, circuit in WORKLOADS.items()}
+    tables = [
+        {"workload": name, "circuit": circuit, "shots": shots, "rows": rows}
+        for name, circuit in WORKLOADS.items()
+        for shots, rows in run_workload(name, circuit, command.shots, command.repeats).items()
+    ]
     content = {
         "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "groups": GROUPS,
         "qubits": QUBITS,
-        "shots": SHOTS,
-        "repeats": REPEATS,
-        "workloads": tables,
+        "repeats": command.repeats,
+        "tables": tables,
         "scaling": scaling,
     }
-    text = json.dumps(content, indent=2) + "\n"
-    config.write_atomically(folder / "benchmark.json", lambda path: path.write_text(text, encoding="utf-8"))
-    save_bars(folder / "benchmark.png", tables)
+    write_json(folder / "speed.json", content)
+    save_bars(folder / "bars.png", tables)
+    save_shots(folder / "shots.png", tables)
     save_scaling(folder / "scaling.png", scaling)
-    for name, rows in tables.items():
-        print_table(name, rows)
+    for table in tables:
+        print_table(table, command.repeats)
     print(f"memory beyond gradient and update, {scaling['largest']:,} weights: {scaling['memory_mb']:.0f} MB")
     print(f"files: {folder}")
 
@@ -81,55 +87,68 @@ def main(argv):
 # --- The workloads ----------------------------------------------------------------------------------------------------
 
 
-def run_workload(name, circuit):
-    """Rows of a workload's table: every contestant timed REPEATS times, in turn, after a warm-up that is checked."""
+def workload(circuit, groups=GROUPS):
+    """(ansatz, x, theta): float32 (groups, n), each group with an entry 1, so that x is g / max |g|."""
     ansatz = qc.build_ansatz(circuit, QUBITS, PHI)
-    x = np.random.default_rng(0).uniform(-1, 1, (GROUPS, QUBITS)).astype(np.float32)
-    x[np.arange(GROUPS), np.arange(GROUPS) % QUBITS] = 1.0  # the largest entry of a group, so that x is g / max |g|
-    theta = np.arcsin(np.float32(ansatz.encoding_range) * x)
-    exact = np.array([qc.outcome_probabilities(ansatz, row) @ qc.minus_z(QUBITS) for row in x[:CHECKED]])
+    x = np.random.default_rng(0).uniform(-1, 1, (groups, QUBITS)).astype(np.float32)
+    x[np.arange(groups), np.arange(groups) % QUBITS] = 1.0
+    return ansatz, x, ansatz.theta(x).astype(np.float32)
+
+
+def run_workload(name, circuit, all_shots, repeats):
+    """{shots: rows of a table}: every contestant timed repeats times, in turn, after a warm-up."""
+    ansatz, x, theta = workload(circuit)
+    exact = exact_means(ansatz, x[:CHECKED])
     contestants, missing = all_contestants(circuit, ansatz, x)
-    seconds = {contestant.name: [] for contestant in contestants}
-    compile_seconds = {}
-    with tqdm(total=len(contestants) * (REPEATS + 1), desc=name, dynamic_ncols=True) as bar:
-        for repeat in range(REPEATS + 1):
-            for contestant in contestants:
-                bar.set_postfix_str(contestant.name)
-                started = time.perf_counter()
-                means = contestant.measure(theta[: contestant.groups])
-                took = time.perf_counter() - started
-                if repeat:
-                    seconds[contestant.name].append(took)
-                else:
-                    compile_seconds[contestant.name] = took
-                check(contestant.name, means, exact)
-                bar.update()
-    medians = {c.name: float(np.median(seconds[c.name])) * GROUPS / c.groups for c in contestants}
-    ours = medians[contestants[0].name]
-    rows = [
-        {
-            "name": c.name,
-            "version": version(c.package),
-            "seconds": medians[c.name],
-            "ratio": medians[c.name] / ours,
-            "first_call_seconds": compile_seconds[c.name],
-            "all_seconds": [round(value * GROUPS / c.groups, 4) for value in seconds[c.name]],
-            "measured_groups": c.groups,
-        }
-        for c in contestants
-    ]
-    return rows + [{"name": peer, "missing": "not installed"} for peer in missing]
+    tables = {}
+    for shots in all_shots:
+        present = [c for c in contestants if c.groups == GROUPS or shots == 1000]
+        timed = {contestant.name: [] for contestant in present}
+        with tqdm(total=len(present) * (repeats + 1), desc=f"{name}, {shots} shots", dynamic_ncols=True) as bar:
+            for _ in range(repeats + 1):
+                for contestant in present:
+                    bar.set_postfix_str(contestant.name)
+                    before = time.perf_counter(), time.process_time()
+                    means = contestant.measure(theta[: contestant.groups], shots)
+                    took = time.perf_counter() - before[0], time.process_time() - before[1]
+                    timed[contestant.name].append([seconds * GROUPS / contestant.groups for seconds in took])
+                    check(contestant.name, means, exact, shots)
+                    bar.update()
+        ours = np.median(timed[present[0].name][1:], axis=0)[0]
+        tables[shots] = [{"name": peer, "missing": "not installed"} for peer in missing]
+        for contestant in reversed(present):
+            first, *others = timed[contestant.name]
+            seconds, cpu_seconds = np.median(others, axis=0)
+            row = {"name": contestant.name, "version": version(contestant.package), "seconds": seconds}
+            row |= {"cpu_seconds": cpu_seconds, "ratio": seconds / ours, "first_call_seconds": first[0]}
+            row |= {"all_seconds": [round(one[0], 4) for one in others], "measured_groups": contestant.groups}
+            tables[shots].insert(0, row)
+    return tables
 
 
-def check(name, means, exact):
-    """Means within 5 standard errors of the exact ones, and scattered by as much as the shots say, not less."""
+def exact_means(ansatz, x):
+    """-<Z> of every qubit, float64 (groups, n), by qiskit's Statevector."""
+    return np.array([qc.outcome_probabilities(ansatz, row) for row in x]) @ qc.minus_z(QUBITS)
+
+
+def check(name, means, exact, shots):
+    """Raise unless the means follow the exact ones and scatter about them by as much as the shots say, not less.
+
+    Five standard errors each: the slope of means against exact ones; from 100 shots on, every mean; and, from 100
+    groups on, the sum of the squares of the residuals.
+    """
     rows = min(len(means), CHECKED)
-    error = np.sqrt((1 - exact[:rows] ** 2) / SHOTS) + 1 / SHOTS
-    residuals = (np.asarray(means[:rows], dtype=np.float64) - exact[:rows]) / error
-    scatter = math.sqrt(np.mean(residuals**2))
-    if not (np.abs(residuals).max() < 5 and (rows < 20 or 0.8 < scatter < 1.1)):
-        raise SystemExit(
-            f"{name}: wrong, up to {np.abs(residuals).max():.1f} standard errors off, scatter {scatter:.2f}"
+    exact = exact[:rows]
+    residuals, variance = np.asarray(means[:rows], dtype=np.float64) - exact, (1 - exact**2) / shots + 1e-12
+    slope, slope_error = (residuals * exact).sum() / (exact**2).sum(), np.sqrt((exact**2 * variance).sum())
+    pull = slope * (exact**2).sum() / slope_error
+    largest = np.max(np.abs(residuals) / (np.sqrt(variance) + 1 / shots)) if shots >= 100 else 0.0
+    scatter = (residuals**2).sum() / variance.sum()
+    few = rows < 100 or abs(scatter - 1) < 5 * math.sqrt(2 * QUBITS / exact.size)
+    if abs(pull) > 5 or largest > 5 or not few:
+        raise ValueError(
+            f"{name} at {shots} shots is wrong: slope {pull:.1f}, largest {largest:.1f} standard errors off; "
+            f"scatter {scatter:.2f} of what the shots say"
         )
 
 
@@ -138,57 +157,70 @@ def check(name, means, exact):
 
 def all_contestants(circuit, ansatz, x):
     """(contestants, names of those not installed), ours first."""
-    backend = qc.AerBackend(ansatz)
-    gradient = torch.from_numpy(x)
+    backend, gradient = qc.AerBackend(ansatz), torch.from_numpy(x)
 
-    def ours(theta):
+    def ours(theta, shots):
         """The whole update, encoding and decoding included."""
-        update, _ = qc.quantum_parameter_update(gradient, backend, learning_rate=1.0, shots=SHOTS, seed=(0, 0, 0))
+        update, _ = qc.quantum_parameter_update(gradient, backend, learning_rate=1.0, shots=shots, seed=(0, 0, 0))
         return update[:CHECKED].double().numpy() @ ansatz.response.T
 
+    floor = numpy_probabilities(circuit)
     found = [
         Contestant("this repository, Aer", ours),
         Contestant("Aer, transpile + run per circuit", per_circuit(ansatz), groups=16),
         Contestant("Aer, parameter_binds at run time", parameter_binds(ansatz), groups=1024),
         Contestant("Aer, SamplerV2, one broadcast PUB", broadcast_pub(ansatz), groups=1024),
-        Contestant("numpy statevector (floor)", shots_streamed(numpy_probabilities(circuit, ansatz)), package="numpy"),
+        Contestant("numpy statevector, our loop", in_our_loop(floor), package="numpy"),
     ]
     peers = [
-        ("PennyLane default.qubit", "pennylane", pennylane_probabilities),
-        ("TensorCircuit-NG on JAX", "tensorcircuit-ng", tensorcircuit_probabilities),
+        ("PennyLane default.qubit", "pennylane", "pennylane", pennylane_probabilities),
+        ("TensorCircuit-NG on JAX", "tensorcircuit", "tensorcircuit-ng", tensorcircuit_probabilities),
+        ("TorchQuantum-NG", "torchquantum", "torchquantum-ng", torchquantum_probabilities),
     ]
     missing = []
-    for name, package, build in peers:
-        if importlib.util.find_spec(package.removesuffix("-ng")) is None:
+    for name, module, package, build in peers:
+        if importlib.util.find_spec(module) is None:
             missing.append(name)
         else:
             probabilities = build(circuit)
-            found.append(Contestant(name, shots_at_once(probabilities), package=package))
-            found.append(Contestant(f"{name}, our streaming", shots_streamed(probabilities), package=package))
+            found.append(Contestant(name, as_documented(probabilities), package=package))
+            found.append(Contestant(f"{name}, our loop", in_our_loop(probabilities), package=package))
     return found, missing
 
 
-def draw(probabilities, seed):
-    """Means of SHOTS drawn from probabilities, float (groups, 2^n), little-endian, by numpy."""
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    probabilities = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return np.random.default_rng(seed).multinomial(SHOTS, probabilities) @ qc.minus_z(QUBITS) / SHOTS
-
-
-def shots_at_once(probabilities):
+def as_documented(probabilities):
     """A peer as its manual has it: one call for all groups, then numpy draws the shots."""
-    return lambda theta: draw(probabilities(theta), 0)
 
-
-def shots_streamed(probabilities):
-    """A peer in place of Aer in our own loop: blocks, their shots drawn on two threads during the next block."""
-
-    def measure(theta):
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            blocks = [theta[first : first + PEER_BLOCK] for first in range(0, len(theta), PEER_BLOCK)]
-            return np.concatenate(list(threads.map(draw, map(probabilities, blocks), range(len(blocks)))))
+    def measure(theta, shots):
+        return (
+            np.random.default_rng(0).multinomial(shots, normalised(probabilities(theta))) @ qc.minus_z(QUBITS) / shots
+        )
 
     return measure
+
+
+def in_our_loop(probabilities):
+    """A peer in place of Aer in our own loop: blocks, their shots drawn as ours, on threads, during the next block."""
+
+    def draw(block, seed, shots):
+        block, generator = normalised(block), np.random.default_rng(seed)
+        rows = range(0, len(block), qc.STREAM_GROUPS)
+        parts = [block[row : row + qc.STREAM_GROUPS] for row in rows]
+        return np.concatenate([RULES["quantum"].draw(part, qc.minus_z(QUBITS), shots, generator) for part in parts])
+
+    def measure(theta, shots):
+        starts = range(0, len(theta), PEER_BLOCK)
+        blocks = (probabilities(theta[start : start + PEER_BLOCK]) for start in starts)
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return np.concatenate(list(threads.map(draw, blocks, starts, [shots] * len(starts))))
+
+    return measure
+
+
+def normalised(probabilities):
+    """Distributions, float64 (groups, 2^n), little-endian, from what a peer gives, in single precision."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    return probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def measured(ansatz):
@@ -197,20 +229,20 @@ def measured(ansatz):
     return circuit
 
 
-def means_of_counts(counts):
+def means_of_counts(counts, shots):
     """e of one circuit from its counts; qiskit prints the highest qubit first."""
     outcomes = np.bincount([int(key, 2) for key in counts], weights=list(counts.values()), minlength=2**QUBITS)
-    return outcomes @ qc.minus_z(QUBITS) / SHOTS
+    return outcomes @ qc.minus_z(QUBITS) / shots
 
 
 def per_circuit(ansatz):
     simulator, circuit = AerSimulator(), measured(ansatz)
 
-    def measure(theta):
+    def measure(theta, shots):
         means = []
         for row in theta:
             bound = transpile(circuit.assign_parameters({ansatz.angles: row.astype(float)}), simulator)
-            means.append(means_of_counts(simulator.run(bound, shots=SHOTS).result().get_counts()))
+            means.append(means_of_counts(simulator.run(bound, shots=shots).result().get_counts(), shots))
         return np.array(means)
 
     return measure
@@ -220,10 +252,10 @@ def parameter_binds(ansatz):
     simulator = AerSimulator(runtime_parameter_bind_enable=True)
     circuit = transpile(measured(ansatz), simulator)
 
-    def measure(theta):
+    def measure(theta, shots):
         binds = {angle: column.astype(float).tolist() for angle, column in zip(ansatz.angles, theta.T, strict=True)}
-        result = simulator.run(circuit, parameter_binds=[binds], shots=SHOTS).result()
-        return np.array([means_of_counts(counts) for counts in result.get_counts()])
+        result = simulator.run(circuit, parameter_binds=[binds], shots=shots).result()
+        return np.array([means_of_counts(counts, shots) for counts in result.get_counts()])
 
     return measure
 
@@ -232,17 +264,21 @@ def broadcast_pub(ansatz):
     sampler = SamplerV2()
     circuit = transpile(measured(ansatz), AerSimulator())
 
-    def measure(theta):
+    def measure(theta, shots):
         order = [list(ansatz.angles).index(parameter) for parameter in circuit.parameters]
-        bits = sampler.run([(circuit, theta[:, order].astype(float))], shots=SHOTS).result()[0].data.meas
+        bits = sampler.run([(circuit, theta[:, order].astype(float))], shots=shots).result()[0].data.meas
         return 2 * bits.to_bool_array(order="little").mean(axis=1) - 1
 
     return measure
 
 
-def numpy_probabilities(circuit, ansatz):
-    """The floor: states as complex64 (2, ..., 2, groups), qubit i on axis n - 1 - i."""
-    start = qc.compile_batched(ansatz)[0].astype(np.complex64).reshape((2,) * QUBITS + (1,))
+def numpy_probabilities(circuit):
+    """The floor, no library: states as complex64 (2, ..., 2, groups), qubit i on axis n - 1 - i."""
+    first = QuantumCircuit(QUBITS)
+    first.h(first.qubits)
+    for edge in qc.ring(QUBITS) if circuit == "graph" else []:
+        first.rzz(PHI, *edge)
+    start = Statevector(first).data.astype(np.complex64).reshape((2,) * QUBITS + (1,))
 
     def rotate(state, angles):
         for qubit, angle in enumerate(angles):
@@ -259,9 +295,8 @@ def numpy_probabilities(circuit, ansatz):
             for control in range(QUBITS - 1):
                 at_one = [slice(None)] * QUBITS
                 at_one[QUBITS - 1 - control] = 1
-                flipped = np.flip(
-                    state[tuple(at_one)], QUBITS - 2 - control
-                )  # the axis of control is gone, target's is not
+                # The axis of control is gone there, the target's is not.
+                flipped = np.flip(state[tuple(at_one)], QUBITS - 2 - control)
                 state = state.copy()
                 state[tuple(at_one)] = flipped
             state = rotate(state, angles / 2)
@@ -318,6 +353,35 @@ def tensorcircuit_probabilities(circuit):
     return jax.jit(jax.vmap(one))
 
 
+def torchquantum_probabilities(circuit):
+    # Its data sets, of no use here, import torchvision, which must be of the very build of torch.
+    sys.modules.setdefault("torchquantum.dataset", types.ModuleType("torchquantum.dataset"))
+    import torchquantum
+    from torchquantum import functional
+
+    at = [QUBITS - 1 - qubit for qubit in range(QUBITS)]  # its first wire is the highest bit
+
+    @torch.no_grad()
+    def probabilities(theta):
+        theta = torch.from_numpy(theta)
+        state = torchquantum.QuantumDevice(n_wires=QUBITS, bsz=len(theta))
+        for wire in at:
+            functional.hadamard(state, wires=wire)
+        if circuit == "graph":
+            for a, b in qc.ring(QUBITS):
+                functional.rzz(state, wires=[at[a], at[b]], params=PHI)
+        for qubit in range(QUBITS):
+            functional.ry(state, wires=at[qubit], params=theta[:, qubit])
+        if circuit == "chain":
+            for qubit in range(QUBITS - 1):
+                functional.cnot(state, wires=[at[qubit], at[qubit + 1]])
+            for qubit in range(QUBITS):
+                functional.ry(state, wires=at[qubit], params=theta[:, qubit] / 2)
+        return state.get_states_1d().abs().square().numpy()
+
+    return probabilities
+
+
 # --- Scaling ----------------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +392,7 @@ def measure_scaling():
         gradient = torch.randn(weights, generator=torch.Generator().manual_seed(0))
         backend = qc.AerBackend(qc.build_ansatz("graph", qubits, PHI))
         runs = [
-            qc.quantum_parameter_update(gradient, backend, learning_rate=1.0, shots=SHOTS, seed=(0, 0, 0))[1].seconds
+            qc.quantum_parameter_update(gradient, backend, learning_rate=1.0, shots=1000, seed=(0, 0, 0))[1].seconds
             for _ in range(3)
         ]
         return float(np.median(runs))
@@ -351,55 +415,88 @@ def measure_scaling():
 # --- Output -----------------------------------------------------------------------------------------------------------
 
 
-def print_table(name, rows):
+def print_table(table, repeats):
     print(
-        f"\n{name}: {GROUPS:,} groups, {QUBITS} qubits, {WORKLOADS[name]}, {SHOTS} shots; median of {REPEATS}, in turn"
+        f"\n{table['workload']}: {GROUPS:,} groups, {QUBITS} qubits, {table['circuit']}, {table['shots']} shots; "
+        f"median of {repeats}, in turn"
     )
-    print(f"{'':40} {'version':>8} {'seconds':>10} {'times ours':>11}")
-    for row in rows:
+    print(f"{'':40} {'version':>8} {'seconds':>10} {'CPU':>10} {'times ours':>11}")
+    for row in table["rows"]:
         if "missing" in row:
             print(f"{row['name']:40} {row['missing']}")
             continue
         note = f"  extrapolated from {row['measured_groups']:,}" if row["measured_groups"] < GROUPS else ""
-        print(f"{row['name']:40} {row['version']:>8} {row['seconds']:10,.2f} {row['ratio']:11,.2f}{note}")
+        numbers = f"{row['seconds']:10,.3f} {row['cpu_seconds']:10,.3f} {row['ratio']:11,.2f}"
+        print(f"{row['name']:40} {row['version']:>8} {numbers}{note}")
 
 
 def save_bars(path, tables):
-    """Seconds of each contestant, on a logarithmic axis, a panel per workload."""
-    figure = figures.new_figure(11, 4.2)
-    for ax, (name, rows) in zip(figure.subplots(1, len(tables)), tables.items(), strict=True):
-        rows = sorted((row for row in rows if "missing" not in row), key=lambda row: -row["seconds"])
-        colors = [OUR_COLOUR if row["ratio"] == 1 else figures.BATCH_COLOUR for row in rows]
+    """Seconds of each contestant at the most shots, on a logarithmic axis, a panel per workload."""
+    most = max(table["shots"] for table in tables)
+    tables = [table for table in tables if table["shots"] == most]
+    figure = new_figure(11, 4.6)
+    for ax, table in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables, strict=True):
+        rows = sorted((row for row in table["rows"] if "missing" not in row), key=lambda row: -row["seconds"])
         names = [row["name"] + ("*" if row["measured_groups"] < GROUPS else "") for row in rows]
-        ax.barh(range(len(rows)), [row["seconds"] for row in rows], color=colors)
+        colours = [COLOUR if row["ratio"] == 1 else GREY for row in rows]
+        ax.barh(range(len(rows)), [row["seconds"] for row in rows], color=colours)
         ax.set_yticks(range(len(rows)), names)
         for place, row in enumerate(rows):
             ax.text(row["seconds"] * 1.15, place, f"{row['seconds']:,.2f}", va="center", fontsize=8)
-        ax.set(xscale="log", xlabel="seconds", title=f"{name}: {WORKLOADS[name]}")
+        ax.set(xscale="log", xlabel="seconds", title=f"{table['workload']}: {table['circuit']}")
         ax.set_xlim(right=ax.get_xlim()[1] * 50)
-    figures.add_title(figure, f"{GROUPS:,} circuits of {QUBITS} qubits, {SHOTS} shots. * extrapolated from a sample.")
-    figures.save_figure(figure, path)
+    add_title(figure, f"{GROUPS:,} circuits of {QUBITS} qubits, {most} shots. * extrapolated from a sample.")
+    save_figure(figure, path)
+
+
+def save_shots(path, tables):
+    """Seconds against shots, a panel per workload, of the contestants that take part at every number of shots."""
+    figure = new_figure(11, 4.2)
+    names = list(dict.fromkeys(table["workload"] for table in tables))
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
+        panel = [table for table in tables if table["workload"] == name]
+        for row in panel[0]["rows"]:
+            points = [
+                (t["shots"], other["seconds"])
+                for t in panel
+                for other in t["rows"]
+                if other["name"] == row["name"] and other.get("measured_groups") == GROUPS
+            ]
+            if len(points) < len(panel):
+                continue
+            ours = row["ratio"] == 1
+            style = {"color": COLOUR, "lw": 2} if ours else {"ls": "--" if "our loop" in row["name"] else "-"}
+            ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=row["name"], **style)
+        ax.set(xscale="log", yscale="log", xlabel="shots", title=f"{name}: {panel[0]['circuit']}")
+    ax.figure.axes[0].set_ylabel("seconds")
+    ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    add_title(figure, f"{GROUPS:,} circuits of {QUBITS} qubits; dashed: a peer's simulation inside our loop.")
+    save_figure(figure, path)
 
 
 def save_scaling(path, scaling):
     """Seconds against weights and against qubits, each beside the law expected."""
-    figure = figures.new_figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     panels = [
         ("by_weights", "weights (5 qubits)", lambda weights: weights, "proportional"),
         ("by_qubits", "qubits (1,000,000 weights)", lambda n: 2**n / n, "like $2^n / n$"),
     ]
-    for index, (key, label, law, text) in enumerate(panels):
-        ax = figure.add_subplot(1, 2, index + 1)
+    for ax, (key, label, law, text) in zip(figure.subplots(1, 2), panels, strict=True):
         sizes, seconds = np.array(list(scaling[key])), np.array(list(scaling[key].values()))
         expected = law(sizes.astype(float))
-        ax.plot(sizes, expected * seconds[-1] / expected[-1], color=figures.BATCH_COLOUR, ls="--", label=text)
-        ax.plot(sizes, seconds, color=OUR_COLOUR, marker="o", label="measured")
-        ax.set(yscale="log", xlabel=label, ylabel="seconds per update")
+        ax.plot(sizes, expected * seconds[-1] / expected[-1], color=GREY, ls="--", label=text)
+        ax.plot(sizes, seconds, color=COLOUR, marker="o", label="measured")
+        ax.set(yscale="log", xlabel=label, ylabel="seconds per update, 1000 shots")
         if key == "by_weights":
             ax.set_xscale("log")
         ax.legend(frameon=False)
-    figures.save_figure(figure, path)
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    config.run_as_script(main)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shots", type=int, nargs="+", default=[1, 10, 100, 1000], help="%(default)s")
+    parser.add_argument("--repeats", type=int, default=7, help="%(default)s")
+    parser.add_argument("--results_dir", default="results", help="%(default)s")
+    parser.add_argument("--debug", action="store_true", help="a traceback where there is an error")
+    run_as_script(main, parser.parse_args())

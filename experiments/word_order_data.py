@@ -1,4 +1,4 @@
-"""Make the word-order data: are two adjacent words of a sentence swapped? (bigram shift: Conneau et al., 1805.01070)."""
+"""Make the word-order data: are two adjacent words swapped? (bigram shift: Conneau et al., 1805.01070)."""
 
 import csv
 import random

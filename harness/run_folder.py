@@ -252,6 +252,7 @@ def find_run_to_resume(command):
         if own != flag and name in config.settings_that_affect_result(settings._asdict()):
             raise ValueError(f"--resume {folder}: {name.upper()} = {flag!r} must be the run's own {own!r}")
         settings = settings._replace(**{name: flag})
+    config.check_together(settings, command.given)
     return folder, settings
 
 

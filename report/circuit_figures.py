@@ -156,5 +156,5 @@ def measure_random_groups(settings, groups=24):
     device, _ = devices.open_device(settings["backend"], n, settings["device_noise"] == "on")
     backend = devices.DeviceBackend(ansatz, device, mitigation=settings["mitigation"])
     x = np.random.default_rng(0).uniform(-1, 1, (groups, n))
-    means, *_ = backend.measure(np.arcsin(ansatz.encoding_range * x), settings["shots"], (0, 1, 0))
+    means, *_ = backend.measure(x, settings["shots"], (0, 1, 0))
     return x, means @ ansatz.inverse.T

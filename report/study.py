@@ -216,7 +216,7 @@ def named_pairs(arms, question):
     chosen = (
         [tuple(map(find, pair)) for pair in question["secondary"]] if "secondary" in question else choose_pairs(arms)
     )
-    return pairs + [("secondary", *pair) for pair in chosen if ("primary", *pair) not in pairs]
+    return pairs + [("secondary", *pair) for pair in dict.fromkeys(chosen) if ("primary", *pair) not in pairs]
 
 
 def choose_pairs(arms):

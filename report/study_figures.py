@@ -146,9 +146,12 @@ def differences_figure(arms, rows):
     lines = -(-len(shown) // columns)
     figure = new_figure(max(3.6 * columns, 5), 2.3 * lines + 0.9)
     axes = figure.subplots(lines, columns, sharex=True, squeeze=False)
-    for ax, row in zip(axes.flat, shown, strict=False):
+    for index, (ax, row) in enumerate(zip(axes.flat, shown, strict=False)):
         plot_difference_over_steps(ax, arms[row["arm"]], arms[row["base"]], row["margin"])
         ax.set_title("\n".join(wrapped([with_n(f"{row['arm']} - {row['base']}", row["n"])], 38)), fontsize=8)
+        if index + columns < len(shown):
+            ax.set_xlabel("")
+        ax.tick_params(labelbottom=index + columns >= len(shown))
     for ax in axes.flat[len(shown) :]:
         ax.remove()
     for line in axes:
@@ -182,7 +185,7 @@ def plot_difference_over_steps(ax, arm, base, margin):
         ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
     reach = max(200 * margin, *map(abs, ax.get_ylim()))
     ax.set_ylim(-reach, reach)
-    ax.set_xlabel("step" if ax.get_subplotspec().is_last_row() else "")
+    ax.set_xlabel("step")
     return ax
 
 

@@ -4,17 +4,16 @@ network; runs in this process, or as a user starts them."""
 import csv
 import json
 import os
-
-for name in ("HF_HUB_OFFLINE", "HF_ENDPOINT", "TRANSFORMERS_OFFLINE"):  # of the user, read when libraries are imported
-    os.environ.pop(name, None)
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py: torch's spinning threads starve each other
-
 import random
 import time
 from pathlib import Path
 
 import fork_server
 import pytest
+
+for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_ENDPOINT"):
+    os.environ.pop(name, None)  # the user's, before anything imports the libraries that read them
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as train.py: torch's spinning threads starve each other
 
 ROOT = Path(__file__).parent.parent
 GOOD = ["superb", "moving", "funny", "warm", "clever", "fresh", "gripping", "tender"]
@@ -154,10 +153,10 @@ def stop_at(monkeypatch, step, error=KeyboardInterrupt):
 
     real = train.measure_gradients
 
-    def measure(gradients, backend, settings, now):
+    def measure(gradients, backend, settings, now, learning_rate):
         if now == step:
             raise error
-        return real(gradients, backend, settings, now)
+        return real(gradients, backend, settings, now, learning_rate)
 
     monkeypatch.setattr(train, "measure_gradients", measure)
 

@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -22,6 +23,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PRELOADED = (
+    *("train", "analyze", "datasets", "qiskit.visualization", "qiskit_ibm_runtime", "matplotlib.backends.backend_agg"),
+    "transformers.models.distilbert.modeling_distilbert",
+    "transformers.models.distilbert.tokenization_distilbert",
+)
 READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "PYTHON", "OMP_", "MPL", "XDG_", "HOME")
 
 
@@ -228,27 +234,23 @@ def run(script):
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
-        status = 1
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if status == -signal.SIGINT:  # what the interpreter does when nothing catches Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     return status
 
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    import analyze  # noqa: F401
-    import datasets  # noqa: F401
-    import matplotlib.backends.backend_agg  # noqa: F401
-    import qiskit.visualization  # noqa: F401
-    import qiskit_ibm_runtime  # noqa: F401
-    import train  # noqa: F401
-    import transformers.models.distilbert.modeling_distilbert  # noqa: F401
-    import transformers.models.distilbert.tokenization_distilbert  # noqa: F401
-
+    for name in PRELOADED:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # or every child would copy these pages
     become(serve(socket.socket(fileno=int(sys.argv[1]))))

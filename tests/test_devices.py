@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import qiskit_ibm_runtime
 import torch
-from conftest import metric_rows, one_error, only_run, read_json, run_script, run_training
+from conftest import assert_same_run, metric_rows, one_error, only_run, read_json, run_script, run_training, stop_at
 from qiskit_ibm_runtime import executor_sampler, fake_provider
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import (
@@ -102,7 +102,7 @@ def test_qubit_k_after_layout_is_still_weight_k(name):
     shots = 4000
     backend = make_backend(name)
     x = np.vstack([np.eye(5), -np.eye(5)])
-    measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    measured, _, _ = backend.measure(x, shots, (0, 1, 0))
     assert np.abs(measured - 0.5 * x).max() < 5 / math.sqrt(shots)
 
 
@@ -116,7 +116,7 @@ def test_packing_changes_no_result(lines):
     assert len(backend.lines) == lines and backend.circuit.num_clbits == 3 * lines
     x = np.random.default_rng(0).uniform(-1, 1, (7, 3))  # 7 groups: the last row of 2 or 3 copies is not full
     exact = exact_means(backend, x)
-    measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+    measured, _, _ = backend.measure(x, shots, (0, 1, 0))
     assert np.all(np.abs(measured - exact) < 5 * np.sqrt((1 - exact**2) / shots) + 1 / shots)
 
 
@@ -140,7 +140,7 @@ def test_noise_biases_and_readout_mitigation_takes_some_of_it_back():
     for noise, mitigation in ((False, "none"), (True, "none"), (True, "readout")):
         backend = make_backend(noise=noise, mitigation=mitigation)
         exact = exact_means(backend, x)
-        measured, _, _ = backend.measure(np.arcsin(x), shots, (0, 1, 0))
+        measured, _, _ = backend.measure(x, shots, (0, 1, 0))
         slopes[noise, mitigation] = float((measured * exact).sum() / (exact**2).sum())
     error = 5 / math.sqrt(shots * (exact**2).sum())
     assert abs(slopes[False, "none"] - 1) < error
@@ -161,8 +161,8 @@ def test_mitigation_inverts_readout_errors_alone_exactly():
 
 
 def test_same_seed_same_bits_and_another_step_other_noise():
-    theta = np.zeros((4, 5))
-    first, again, other = (make_backend().measure(theta, 200, (0, step, 0))[0] for step in (1, 1, 2))
+    x = np.zeros((4, 5))
+    first, again, other = (make_backend().measure(x, 200, (0, step, 0))[0] for step in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
 
@@ -254,6 +254,17 @@ def test_metrics_of_a_run_count_what_ran(tiny_flags, tmp_path, monkeypatch, miti
     statistics = read_json(run / "training_statistics.json")
     assert [statistics["circuits"], statistics["shots"]] == submitted
     assert statistics["coverage"] == pytest.approx(16 / 256)
+
+
+def test_a_run_that_goes_on_counts_its_calibration_once(tiny_flags, tmp_path, monkeypatch):
+    device = ["--backend", "fake:FakeManilaV2", "--num_qubits", "2", "--device_groups", "8", "--shots", "50"]
+    flags = [*tiny_flags, *device, "--mitigation", "readout", "--results_dir"]
+    assert run_training([*flags, tmp_path / "whole"]) == 0
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run_training([*flags, tmp_path / "cut"]) == 130
+    assert run_training(["--resume", only_run(tmp_path / "cut")]) == 0
+    assert_same_run(only_run(tmp_path / "whole"), only_run(tmp_path / "cut"))
 
 
 def test_metrics_of_several_tensors_count_their_jobs_together(tiny_flags, tmp_path, monkeypatch):
@@ -495,6 +506,28 @@ def test_dry_run_prints_the_plan_and_submits_nothing(tiny_flags, tmp_path, capsy
     assert run_training([*tiny_flags, "--backend", "fake:FakeManilaV2", "--dry_run", "yes"]) == 0
     assert "plan:    at most 12 jobs, 105 circuits, 105,000 shots" in capsys.readouterr().out
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("flags", [["--dry_run", "yes"], ["--device_groups", "8"], ["--max_qpu_seconds", "60"]])
+def test_flags_for_devices_are_refused_where_a_resumed_run_has_none(tiny_flags, tmp_path, monkeypatch, flags):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run_training(tiny_flags) == 130
+    run = only_run(tmp_path / "results")
+    with pytest.raises(ValueError, match=f"{flags[0][2:].upper()} = .* with BACKEND = 'aer': must be left out"):
+        run_training(["--resume", run, *flags])
+    assert read_json(run / "training_statistics.json")["status"] == "interrupted"
+
+
+def test_what_a_resumed_run_would_take_of_its_device_is_shown(tiny_flags, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run_training([*tiny_flags, "--backend", "fake:FakeManilaV2", "--device_groups", "4"]) == 130
+    run = only_run(tmp_path / "results")
+    capsys.readouterr()
+    assert run_training(["--resume", run, "--dry_run", "yes"]) == 0
+    assert "plan:    at most 12 jobs" in capsys.readouterr().out
+    assert read_json(run / "training_statistics.json")["status"] == "interrupted"
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,8 @@ import matplotlib.figure, numpy, qiskit, qiskit_aer, safetensors.torch, scipy.st
 lazy, modules = {sorted(LAZY)!r}, {sorted(MODULES)!r}
 sys.path.insert(0, {str(ROOT)!r})
 def refuse(event, arguments):
-    if event.startswith("socket.") or (event == "open" and isinstance(arguments[1], str) and set("wax+") & set(arguments[1])):
+    writes = event == "open" and isinstance(arguments[1], str) and set("wax+") & set(arguments[1])
+    if writes or event.startswith("socket."):
         os.write(2, f"{{event}} {{arguments}}".encode())
 failed = {{}}
 for module in modules:

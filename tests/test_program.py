@@ -1,70 +1,19 @@
-"""The repository as a user meets it: whole programs as subprocesses, the README's commands, the rules of the layout."""
+"""The repository as a user meets it: whole programs as processes, and the commands of its documents."""
 
-import ast
 import re
 import shlex
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_script, run_training, stop_at
 
+import analyze
 import config
 
-MODULES = {
-    "config": set(),
-    "quantum_circuits": {"numpy", "torch", "qiskit", "qiskit_aer"},
-    "model_utils": {"torch", "transformers", "datasets", "huggingface_hub", "pyarrow"},
-    "devices": {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"},
-    "checkpoints": {"config", "numpy", "torch", "safetensors"},
-    "run_folder": {"config"},
-    "processes": {"config", "torch"},
-    "train": {
-        *("config", "quantum_circuits", "devices", "checkpoints", "run_folder", "processes", "model_utils", "analyze"),
-        *("torch", "tqdm"),
-    },
-    "analyze": {"config", "run_folder", "quantum_circuits", "devices", "numpy", "matplotlib", "scipy", "transformers"},
-}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def imported(tree):
-    """Top-level names of all packages that a module's code imports, wherever in it, its script part aside."""
-    names = set()
-    body = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
-    for node in ast.walk(ast.Module(body, [])):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names.add(node.module.split(".")[0])
-    return names
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_import_what_the_layout_allows(module):
-    tree = ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))
-    assert imported(tree) - set(sys.stdlib_module_names) <= MODULES[module]
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_do_nothing_at_import(module):
-    """No file, no network, no print: only the stages of an import run."""
-    code = (
-        "import socket, sys\n"
-        "def refuse(*a, **k): raise AssertionError('network at import')\n"
-        "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        f"import {module}\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_constants_are_read_by_config_alone():
-    names = "|".join(name.upper() for name in config.Settings._fields)
-    for path in ROOT.glob("*.py"):
-        if path.name != "config.py":
-            assert not re.search(rf"\bconfig\.({names})\b", path.read_text(encoding="utf-8")), path
+DOCUMENTS = ["README.md"]  # whose commands are followed: relative to the repository
+# Commands that take long on the tiny model and data, too: followed with the mark `slow`.
+LONG_COMMANDS = ()
 
 
 def test_train_then_analyze_as_a_user_does(tiny_flags, tmp_path):
@@ -89,12 +38,15 @@ def test_circuits_as_a_script(tmp_path):
 @pytest.mark.parametrize(
     ("script", "flags", "message"),
     [
-        ("train.py", ["--num_epochs", "zero"], "error: NUM_EPOCHS = 'zero': allowed is a whole number from 1 to 10000"),
+        ("train.py", ["--num_epochs", "zero"], "error: NUM_EPOCHS = 'zero': must be a whole number from 1 to 10000"),
         ("train.py", ["--epochs", "3"], "error: unrecognized arguments: --epochs 3 (did you mean --num_epochs?)"),
-        ("train.py", ["--circuit", "spiral"], "error: CIRCUIT = 'spiral': allowed is one of graph, product"),
+        ("train.py", ["--circuit", "spiral"], "error: CIRCUIT = 'spiral': must be one of graph, product"),
         ("train.py", ["--dataset_name", "./none"], "error: DATASET_NAME = 'none': no such file or folder"),
+        ("train.py", ["--seeds", "9-0"], "error: SEEDS = '9-0': must be a list of whole numbers"),
+        ("train.py", ["--dry_run", "yes"], "error: DRY_RUN = 'yes' with BACKEND = 'aer': must be left out"),
         ("quantum_circuits.py", ["--entangling_angle", "1.5707"], "error: CIRCUIT = 'graph' with NUM_QUBITS = 5"),
         ("analyze.py", ["--results_dir", "./none"], "error: RESULTS_DIR = 'none': holds no run folder"),
+        ("analyze.py", ["--rebuild"], "error: unrecognized arguments: --rebuild"),
     ],
 )
 def test_mistakes_end_in_one_line_and_status_2(script, flags, message, tmp_path):
@@ -115,44 +67,91 @@ def test_help_answers_before_the_slow_imports():
     assert done.returncode == 0 and "--num_epochs" in done.stdout, done.stderr
 
 
-def readme_commands():
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+# --- Commands of documents
 
 
-def test_readme_commands_exist():
-    commands = readme_commands()
-    assert "pip install -r requirements.txt" in commands and "python -m pytest" in commands
-    assert any(command.startswith("python train.py") for command in commands)
-    for command in commands:
-        words = shlex.split(command)
-        if words[0] == "torchrun":
-            config.load_study(words[words.index("train.py") + 1 :])
-        if words[0] == "python" and words[1] != "-m":
-            assert (ROOT / words[1]).is_file(), command
-            if words[1] in ("train.py", "quantum_circuits.py"):
-                config.load_study(words[2:])
+def commands_of(document):
+    """The command lines in the bash blocks of a Markdown text, without their comments; backslashes join lines."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", document.replace("\\\n", " "), re.DOTALL | re.MULTILINE)
+    lines = [re.split(r"(?:^|\s)#", line)[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
 
 
-def test_readme_training_commands_run(tiny_flags, tmp_path):
-    """Each `python train.py ...` of the README, on the tiny model and data."""
-    commands = [shlex.split(command)[2:] for command in readme_commands() if command.startswith("python train.py")]
-    for flags in dict.fromkeys(map(tuple, commands)):
-        if any(flag.startswith("ibm") for flag in flags):
-            continue  # needs an account; tests/test_devices.py has a service in its place
-        status, _, err = run_script("train.py", *flags, *tiny_flags)
-        assert status == 0, (flags, err)
+COMMANDS = list(dict.fromkeys(line for name in DOCUMENTS for line in commands_of((ROOT / name).read_text("utf-8"))))
+# An account is needed for real devices; tests/test_devices.py has a service in its place.
+TRAININGS = [line for line in COMMANDS if line.startswith("python train.py") and "--backend ibm" not in line]
 
 
-def test_readme_names_every_setting_group_and_file():
-    for name in ("config.py", "quantum_circuits.py", "model_utils.py", "train.py", "analyze.py", "metrics.csv"):
-        assert name in README
+def test_commands_are_found():
+    block = "# all\npython a.py --b '#c'  # d\npython e.py \\\n    --f   # g\n"
+    text = f"a\n```bash\n{block}```\n```\nh\n```\n```bash\ni#j\n```\n"
+    assert commands_of(text) == ["python a.py --b '#c'", "python e.py      --f", "i#j"]
+    assert "pip install -r requirements.txt" in COMMANDS and "python -m pytest" in COMMANDS
+    assert len(TRAININGS) >= 8 and any("--resume" in line for line in TRAININGS)
+    assert set(LONG_COMMANDS) <= set(TRAININGS)
 
 
-def test_no_path_of_a_machine_in_the_project():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    for name in files:
-        if name.endswith((".py", ".md", ".txt", ".toml", ".json", "run")):
-            text = (ROOT / name).read_text(encoding="utf-8")
-            assert not re.search(r"(?<!\w)/(?:" + "root|home|Users|work" + r")/\w", text), name
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_name_what_is_there(line):
+    """Programs, files and settings; what pytest or pip are told is theirs."""
+    words = shlex.split(line)
+    assert words[0] in ("python", "torchrun", "pip"), line
+    if words[0] == "pip":
+        files = [words[index + 1] for index, word in enumerate(words) if word == "-r"]
+        assert words[1] == "install" and all((ROOT / file).is_file() for file in files)
+    elif words[1:3] != ["-m", "pytest"]:
+        (script,) = [word for word in words if word.endswith(".py")]
+        assert (ROOT / script).is_file()
+        flags = words[words.index(script) + 1 :]
+        if script in ("train.py", "quantum_circuits.py"):
+            assert config.parse(flags).runs
+        elif script == "analyze.py":
+            assert analyze.parse(flags).runs == [flag for flag in flags if not flag.startswith("--")]
+
+
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=[pytest.mark.slow] * (line in LONG_COMMANDS)) for line in TRAININGS]
+)
+def test_training_commands_run(line, tiny_flags, monkeypatch):
+    """Each `python train.py ...` of the documents, on the tiny model and data."""
+    flags = shlex.split(line)[2:]
+    if "--resume" in flags:
+        with monkeypatch.context() as patch:
+            stop_at(patch, 2)
+            assert run_training(tiny_flags) == 130
+    status, out, err = run_script("train.py", *flags, *tiny_flags)
+    assert status == 0 and "finished" in out, err
+
+
+# --- What the README says
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PLACES = [
+    "config.py",
+    "update_rules.py",
+    "quantum_circuits.py",
+    "devices.py",
+    "model_utils.py",
+    "train.py",
+    "analyze.py",
+]
+PLACES += ["harness/", "report/", "experiments/", "embedded/", "results/reference/"]
+ENVIRONMENT = {"OMP_NUM_THREADS", "QISKIT_IBM_TOKEN", "QISKIT_IBM_INSTANCE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME"}
+
+
+def test_the_readme_names_every_module_and_every_file_of_a_run(finished_run):
+    places = [name for name in PLACES if (ROOT / name).exists()]
+    assert len(places) == len(PLACES)
+    left = [path.name + "/" * path.is_dir() for path in finished_run.iterdir()]
+    assert len(left) >= 6 and "checkpoint/" not in left
+    for name in [*places, *left]:
+        assert f"`{name}`" in README, name
+
+
+def test_settings_in_the_readme_are_settings():
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", prose)) - ENVIRONMENT
+    assert len(named) > 10
+    assert {name.lower() for name in named} <= set(config.Settings._fields)
+    for flag in re.findall(r"`--([a-z_]+)", prose):
+        assert flag in (*config.Settings._fields, "resume", "debug", "help", "nproc_per_node"), flag

@@ -251,7 +251,7 @@ def test_any_metrics_are_read_or_refused(folder, content):
 # --- Gradients
 
 ENGINES = {
-    (name, n): quantum_circuits.AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule)
+    (name, n): quantum_circuits.AerBackend(quantum_circuits.build_ansatz(name, n, 0.7), rule, block=512)
     for name, n, rule in (
         ("graph", 1, "quantum"),
         ("graph", 3, "quantum"),

@@ -10,11 +10,16 @@ import pytest
 import torch
 from conftest import ROOT
 from qiskit import QuantumCircuit, transpile
+from qiskit.quantum_info import Statevector
 from qiskit_aer import AerSimulator
+from qiskit_aer.quantum_info.states.aer_state import AerState
+from scipy import stats
 
 import quantum_circuits as qc
+import update_rules
 
 PHI = math.pi / 4
+MEASURING = [name for name, rule in update_rules.RULES.items() if rule.measures]
 
 
 def make_backend(name="graph", num_qubits=5, phi=PHI):
@@ -22,8 +27,7 @@ def make_backend(name="graph", num_qubits=5, phi=PHI):
 
 
 def exact_means(backend, x):
-    theta = np.arcsin(backend.ansatz.encoding_range * x)
-    return backend.probabilities(theta) @ qc.minus_z(x.shape[1])
+    return backend.probabilities(x) @ qc.minus_z(x.shape[1])
 
 
 def update_of(gradient, backend=None, *, learning_rate=0.01, shots=1000, seed=(0, 0, 0), normalization="group"):
@@ -70,7 +74,7 @@ def test_ring_has_no_double_edges(num_qubits, edges):
 def test_batched_aer_agrees_with_statevector(name, num_qubits):
     backend = make_backend(name, num_qubits, 0.7)
     x = random_groups(12, num_qubits)
-    batched = backend.probabilities(np.arcsin(backend.ansatz.encoding_range * x))
+    batched = backend.probabilities(x)
     single = [qc.outcome_probabilities(backend.ansatz, row) for row in x]
     np.testing.assert_allclose(batched, single, rtol=0, atol=1e-12)
 
@@ -94,12 +98,63 @@ def test_batched_aer_agrees_with_statevector_for_every_gate_that_may_carry_data(
     circuit = mixed(angles, PHI)
     ansatz = qc.Ansatz(circuit, angles, 0.5, qc.response_matrix(circuit, angles, 0.5), np.eye(3))
     x = random_groups(20, 3)
-    batched = qc.AerBackend(ansatz).probabilities(np.arcsin(0.5 * x))
+    batched = qc.AerBackend(ansatz).probabilities(x)
     np.testing.assert_allclose(batched, [qc.outcome_probabilities(ansatz, row) for row in x], rtol=0, atol=1e-12)
     step = 1e-5
     shifts = [qc.outcome_probabilities(ansatz, s * step * np.eye(3)[j]) for j in range(3) for s in (1, -1)]
     means = (np.array(shifts) @ qc.minus_z(3)).reshape(3, 2, 3)
     np.testing.assert_allclose(ansatz.response, ((means[:, 0] - means[:, 1]) / (2 * step)).T, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_batched_aer_agrees_with_statevector_for_random_circuits(seed):
+    """Any order of fixed gates and rotations, any linear angles, gates across the register in both directions."""
+    draw = np.random.default_rng(seed)
+    n = int(draw.integers(1, 5))
+    angles, circuit = qc.ParameterVector("t", n), QuantumCircuit(n)
+    for _ in range(draw.integers(1, 25)):
+        gate = draw.choice(["h", "rx", "ry", "rz", "s", *(["cx", "rzz", "cz"] if n > 1 else [])])
+        data = gate in ("rx", "ry", "rz", "rzz")
+        combination = sum((int(k) * angle for k, angle in zip(draw.integers(-1, 3, n), angles, strict=True)), start=0)
+        simple = angles[int(draw.integers(n))] / int(draw.integers(1, 3))
+        angle = [combination / 3 + 0.2, simple, 0.7][draw.integers(3)]
+        qubits = draw.choice(n, 2 if gate in ("cx", "cz", "rzz") else 1, replace=False)
+        getattr(circuit, gate)(*([angle] if data else []), *map(int, qubits))
+    ansatz = qc.Ansatz(circuit, angles, 0.9, None, np.eye(n))
+    x, single = random_groups(6, n, seed), []
+    for row in x:
+        values = dict(zip(angles, ansatz.theta(row), strict=True))
+        bound = circuit.assign_parameters({angle: values[angle] for angle in circuit.parameters})
+        single.append(Statevector(bound).probabilities())
+    np.testing.assert_allclose(qc.AerBackend(ansatz).probabilities(x), single, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.5])
+def test_closed_forms_of_the_phases_are_those_of_the_angles(slope):
+    sines = np.concatenate([np.linspace(-1, 1, 2001), np.nextafter([1.0, -1.0], 0), [1e-300, -0.0]])[None]
+    expected = np.exp(1j * slope * np.arcsin(sines[0]))
+    np.testing.assert_allclose(qc.turn(sines, 0.0, np.array([slope])), expected, rtol=0, atol=4e-16)
+    np.testing.assert_allclose(
+        qc.turn(sines, 1e-30, np.array([slope])), expected, rtol=0, atol=4e-16
+    )  # the general way
+
+
+@pytest.mark.parametrize(("name", "gates"), [("graph", 5), ("product", 5), ("literal", 5), ("chain", 4 + 2 * 5)])
+def test_aer_applies_the_fixed_gates_to_every_block(monkeypatch, name, gates):
+    backend, applied = make_backend(name), []
+    for kind in ("apply_unitary", "apply_cx"):
+        real = getattr(AerState, kind)
+        monkeypatch.setattr(AerState, kind, lambda *a, real=real: (applied.append(a), real(*a)))
+    backend.probabilities(random_groups(3 * backend.block, 5))
+    assert len(applied) == 3 * gates
+
+
+@pytest.mark.parametrize("name", qc.CIRCUITS)
+def test_an_engine_that_copies_there_and_back_gives_the_same_bits(name):
+    """As on a GPU, which cannot compute in numpy's array."""
+    copying, x = make_backend(name), random_groups(2100, 5)
+    copying.lent = False
+    np.testing.assert_array_equal(copying.probabilities(x), make_backend(name).probabilities(x))
 
 
 @pytest.mark.parametrize("name", qc.CIRCUITS)
@@ -109,15 +164,15 @@ def test_engine_agrees_with_plain_aer_run_by_run(name):
     backend = make_backend(name, 3)
     x = random_groups(groups, 3)
     x[2:] = [[0.6, 0.6, 0.6], [-0.6, 0.6, 0.7], [0.5, -0.7, 0.1], [0.0, 0.3, -0.9]]
-    theta = np.arcsin(backend.ansatz.encoding_range * x)
     generator = np.random.default_rng(np.random.SeedSequence((1, 0)))
-    counts = generator.multinomial(shots, backend.probabilities(theta))
-    measured = backend.measure(theta, shots, (1,))
+    counts = generator.multinomial(shots, backend.probabilities(x))
+    measured, circuits, taken = backend.measure(x, shots, (1,))
+    assert (circuits, taken) == (groups, groups * shots)
     z = qc.minus_z(3)
     pairs = np.stack([z[:, 0] * z[:, 1], z[:, 0] * z[:, 2], z[:, 1] * z[:, 2]], axis=1)
     simulator = AerSimulator()
     for row in range(groups):
-        circuit = backend.ansatz.circuit.assign_parameters({backend.ansatz.angles: theta[row]})
+        circuit = backend.ansatz.circuit.assign_parameters({backend.ansatz.angles: backend.ansatz.theta(x[row])})
         circuit.measure_all()
         plain = simulator.run(transpile(circuit, simulator), shots=shots, seed_simulator=7).result().get_counts()
         # qiskit prints the highest qubit first, so a key read as a binary number is our little-endian outcome
@@ -126,7 +181,8 @@ def test_engine_agrees_with_plain_aer_run_by_run(name):
             mean = plain @ observable / shots
             error = 5 * np.sqrt(2 * (1 - mean**2) / shots) + 5 / shots
             assert np.all(np.abs(counts[row] @ observable / shots - mean) <= error)
-        np.testing.assert_allclose(measured[row], counts[row] @ z / shots, atol=1e-12)
+        if name != "product":  # there each qubit is drawn by itself, which comes to the same, see below
+            np.testing.assert_allclose(measured[row], counts[row] @ z / shots, atol=1e-12)
 
 
 # --- Response, entanglement, noise
@@ -136,6 +192,22 @@ def test_response_of_graph_and_chain():
     np.testing.assert_allclose(qc.build_ansatz("graph", 5, 0.6).response, np.eye(5) * math.cos(0.6) ** 2, atol=1e-12)
     expected = 0.4 * np.diag([1.5, 0.5, 0.5, 0.5])
     np.testing.assert_allclose(qc.build_ansatz("chain", 4, 0.6).response, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_qubits", range(1, 7))
+def test_chain_means_are_the_closed_form_of_its_docstring(num_qubits):
+    """Signs included: negative angles, and the (-1)^j."""
+    ansatz = qc.build_ansatz("chain", num_qubits, PHI)
+    x = np.random.default_rng(5).uniform(-1, 1, (60, num_qubits))
+    x[:20] = -np.abs(x[:20])
+    theta = np.arcsin(0.4 * x)
+    sines, cosines = np.sin(theta), np.cos(theta)
+    following = np.hstack([cosines[:, 1:], np.ones((60, 1))])
+    expected = np.sin(theta / 2) * cosines * following
+    expected += (-1.0) ** np.arange(num_qubits) * np.cos(theta / 2) * np.cumprod(sines, axis=1)
+    exact = np.array([qc.outcome_probabilities(ansatz, row) for row in x]) @ qc.minus_z(num_qubits)
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-12)
+    assert (expected[:, 0] < 0).any()  # where the size of <Z_0> alone would be something else
 
 
 @pytest.mark.parametrize("num_qubits", [2, 3, 5])
@@ -149,9 +221,9 @@ def test_every_sign_of_chain_is_right_over_its_encoding_range(num_qubits):
 def test_circuits_that_cannot_be_decoded_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"CIRCUIT = 'graph' .* ENTANGLING_ANGLE = 1\.57.*response cannot be inverted"):
         qc.build_ansatz("graph", 3, math.pi / 2 - 1e-6)
-    with pytest.raises(ValueError, match="CIRCUIT = 'spiral': allowed is one of graph, product, chain, literal"):
+    with pytest.raises(ValueError, match="CIRCUIT = 'spiral': must be one of graph, product, chain, literal"):
         qc.build_ansatz("spiral", 3, 0.1)
-    for gate, match in (("u1", "allowed is one of rx, ry, rz, rzz"), ("square", "linear functions")):
+    for gate, match in (("u1", "must be one of rx, ry, rz, rzz"), ("square", "must be a linear function")):
 
         def bad(angles, _, gate=gate):
             circuit = QuantumCircuit(1)
@@ -305,9 +377,9 @@ def test_update_that_overflows_is_an_error():
 
 
 def test_other_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"torch.int64: allowed are floating point"):
+    with pytest.raises(ValueError, match=r"torch\.int64: must be a floating point dtype"):
         update_of(torch.ones(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="allowed is one of group, tensor"):
+    with pytest.raises(ValueError, match="must be one of group, tensor"):
         update_of(torch.ones(3), normalization="layer")
 
 
@@ -321,18 +393,21 @@ def test_seeds_separate_runs_steps_tensors_and_chunks():
             assert (first == second).float().mean() < 0.3  # 1000 shots: equal counts now and then, by chance
 
 
-@pytest.mark.parametrize("rule", qc.RULES)
+@pytest.mark.parametrize("rule", MEASURING)
 @pytest.mark.parametrize("name", qc.CIRCUITS)
 def test_same_seed_same_bits_whatever_the_threads_and_blocks(name, rule):
     ansatz = qc.build_ansatz(name, 5, PHI)
-    gradient = torch.randn(9003, generator=torch.Generator().manual_seed(4))  # 4 random streams, the last one cut short
+    gradient = torch.randn(12_003, generator=torch.Generator().manual_seed(4))  # 5 random streams, the last cut short
     alone, _ = update_of(gradient, qc.AerBackend(ansatz, rule), seed=(9, 8, 7))
+    alone_few, _ = update_of(gradient, qc.AerBackend(ansatz, rule), seed=(9, 8, 7), shots=3)
     before = torch.get_num_threads()
     try:
-        for threads, address_qubits in [(1, 9), (2, 9), (1, 3), (2, 7), (2, 10), (1, 11)]:
+        for threads, block in [(1, 512), (2, 512), (1, 1024), (2, 1024), (1, 2048), (2, 2048)]:
             torch.set_num_threads(threads)
-            backend = qc.AerBackend(ansatz, rule, address_qubits)
-            assert torch.equal(update_of(gradient, backend, seed=(9, 8, 7))[0], alone), (threads, address_qubits)
+            backend = qc.AerBackend(ansatz, rule, block)
+            for few, expected in ((1000, alone), (3, alone_few)):
+                update, _ = update_of(gradient, backend, seed=(9, 8, 7), shots=few)
+                assert torch.equal(update, expected), (threads, block, few)
     finally:
         torch.set_num_threads(before)
 
@@ -371,18 +446,68 @@ def test_a_circuit_is_added_by_one_function_in_one_table(monkeypatch):
     assert torch.allclose(update, gradient, atol=5e-3)
 
 
+# --- Few shots, drawn by inversion
+
+
+@pytest.mark.parametrize("shots", [1, 2, 31, update_rules.FEW_SHOTS])
+def test_few_shots_are_the_outcomes_that_the_same_uniforms_pick(shots):
+    """The slow reference: every shot by itself, the outcome whose share of [0, 1) holds the uniform number."""
+    groups, z = 200, qc.minus_z(4)
+    probabilities = np.random.default_rng(0).dirichlet(np.full(16, 0.3), groups)
+    probabilities[0], probabilities[1] = np.eye(16)[0], np.eye(16)[15]  # certain outcomes
+    fast = update_rules.joint_shots(probabilities, z, shots, np.random.default_rng(1))
+    uniforms = np.random.default_rng(1).random((shots, groups))
+    expected = [
+        z[[np.searchsorted(np.cumsum(p)[:-1], u, side="right") for u in column]].mean(axis=0)
+        for p, column in zip(probabilities, uniforms.T, strict=True)
+    ]
+    np.testing.assert_allclose(fast, expected, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(fast[:2], [[-1.0] * 4, [1.0] * 4])
+
+
+@pytest.mark.parametrize("shots", [1, 3, 10, 29, 30, 31, 255, 256])
+@pytest.mark.parametrize("name", ["graph", "product"])
+def test_draws_follow_the_distribution_at_any_number_of_shots(name, shots):
+    """Counts of each qubit against the binomial law, outcomes of one shot against theirs, covariances of the means."""
+    groups, x = 40_960, np.array([0.6, -0.3, 0.9, -0.9, 0.1])
+    backend = make_backend(name)
+    exact = qc.outcome_probabilities(backend.ansatz, x)
+    means = np.concatenate([backend.measure(np.tile(x, (2048, 1)), shots, (i,))[0] for i in range(groups // 2048)])
+    ones = np.rint((1 + means) * shots / 2).astype(int)
+    np.testing.assert_allclose(2 * ones / shots - 1, means, rtol=0, atol=1e-12)
+    for qubit, share in enumerate((1 + exact @ qc.minus_z(5)) / 2):
+        law = stats.binom.pmf(np.arange(shots + 1), shots, share)
+        assert_counts_follow(np.bincount(ones[:, qubit], minlength=shots + 1), law)
+    if shots == 1:
+        assert_counts_follow(np.bincount(ones @ 2 ** np.arange(5), minlength=32), exact)
+    sigma = qc.noise_covariance(exact) / shots
+    error = np.sqrt((np.outer(np.diag(sigma), np.diag(sigma)) + sigma**2) / groups)
+    assert np.all(np.abs(np.cov(means.T) - sigma) <= 5 * error + 1e-12)
+
+
+def assert_counts_follow(counts, law):
+    """Chi-square test, refused at one in a million; what is expected less than ten times is one class."""
+    rare = law * counts.sum() < 10
+    seen, expected = ([*values[~rare], values[rare].sum()] for values in (counts, law * counts.sum()))
+    if expected[-1] < 10:
+        assert seen[-1] < 60
+        seen, expected = seen[:-1], expected[:-1]
+    statistic = sum((a - b) ** 2 / b for a, b in zip(seen, expected, strict=True))
+    assert len(seen) == 1 or stats.chi2.sf(statistic, len(seen) - 1) > 1e-6
+
+
 # --- Controls
 
 
 def test_independent_keeps_the_means_and_loses_the_correlations():
     shots, groups = 20_000, qc.STREAM_GROUPS
     ansatz = qc.build_ansatz("graph", 5, PHI)
-    theta = np.arcsin(np.full((groups, 5), 0.6))
+    x = np.full((groups, 5), 0.6)
     sigma = qc.noise_covariance(qc.outcome_probabilities(ansatz, np.full(5, 0.6)))
     sampled = {}
     for rule in ("quantum", "independent"):
         backend = qc.AerBackend(ansatz, rule)
-        e = np.concatenate([backend.measure(theta, shots, (i,)) for i in range(40)])
+        e = np.concatenate([backend.measure(x, shots, (i,))[0] for i in range(40)])
         np.testing.assert_allclose(e.mean(axis=0), 0.3, atol=5 * math.sqrt((1 - 0.3**2) / shots / len(e)))
         sampled[rule] = np.cov(e.T) * shots
     variance = np.diag(sigma)
@@ -414,14 +539,15 @@ def test_exact_chain_is_the_biased_mean_of_its_circuit():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_does_not_grow_with_the_number_of_updates():
+@pytest.mark.parametrize("name", ["graph", "chain"])
+def test_memory_does_not_grow_with_the_number_of_blocks(name):
     """Aer leaks 64 bytes whenever a state is initialized: 2 MB over these blocks, and gigabytes over a long run."""
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport torch, quantum_circuits as q\n"
-        "backend = q.AerBackend(q.build_ansatz('graph', 2, 0.5), address_qubits=1)\n"
-        "gradient, kilobytes = torch.ones(2, 600), []\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport numpy as np, quantum_circuits as q\n"
+        f"backend = q.AerBackend(q.build_ansatz({name!r}, 2, 0.5), block=2)\n"
+        "x, kilobytes = np.ones((600, 2)), []\n"
         "for step in range(101):\n"
-        "    q.quantum_parameter_update(gradient, backend, learning_rate=1.0, shots=1, seed=(1, step, 0))\n"
+        "    backend.probabilities(x)\n"
         "    status = open('/proc/self/status').read()\n"
         "    kilobytes.append(int(status.split('VmRSS:')[1].split()[0]))\n"
         "print(kilobytes[-1] - kilobytes[20])\n"

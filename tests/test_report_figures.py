@@ -117,7 +117,7 @@ def test_a_study_has_its_figures_and_each_says_what_its_bands_mean(tmp_path):
     ]
     for name, words in {
         "paired_differences": "primary: quantum, 100 shots - classical (n = 3)",
-        "differences_over_training": "Band: Student's 95% interval at each step by itself. Grey: ±1 points. Each panel has its own scale.",
+        "differences_over_training": "Band: Student's 95% interval at each step by itself. Grey: ±1 points.",
         "recovered_fraction": "Bar: Fieller's 95% interval.",
         "learning_curves": "Lines: means over the n seeds of each arm. quantum, 1 shot (n = 3)",
         "accuracy_by_shots": "Bars: Student's 95% interval over the seeds.",

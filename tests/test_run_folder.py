@@ -1,6 +1,7 @@
-"""Reading run folders, good and broken."""
+"""Run folders: made, written, and read, good and broken."""
 
 import shutil
+import time
 
 import pytest
 
@@ -64,3 +65,29 @@ def test_a_half_written_evaluation_is_left_out_and_none_is_needed(tmp_path):
         path.write_text(broken)
         with pytest.raises(ValueError, match=r"predictions\.csv cannot be read"):
             run_folder.read_predictions(path)
+
+
+# --- Making and writing
+
+
+def test_run_folders_never_collide(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, "strftime", lambda pattern: "run_20260101_120000")
+    folders = [run_folder.create(tmp_path / "new" / "results") for _ in range(3)]
+    assert [folder.name for folder in folders] == [f"run_20260101_120000{end}" for end in ("", "_1", "_2")]
+    assert run_folder.most_recent(tmp_path / "new" / "results") == folders[-1]
+
+
+def test_names_are_the_second_of_now(tmp_path):
+    before = time.strftime("run_%Y%m%d_%H%M%S")
+    assert before <= run_folder.create(tmp_path).name <= time.strftime("run_%Y%m%d_%H%M%S")
+
+
+def test_a_locked_folder_is_for_one(tmp_path):
+    with (
+        run_folder.locked(tmp_path),
+        pytest.raises(ValueError, match="another process is training in it"),
+        run_folder.locked(tmp_path),
+    ):
+        pass
+    with run_folder.locked(tmp_path):  # and free again afterwards
+        pass

@@ -1,0 +1,96 @@
+"""What a program says when it ends, and with which exit status."""
+
+import os
+import signal
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from harness import command_line
+
+
+class Given(NamedTuple):
+    debug: bool = False
+
+
+def ending(monkeypatch, error, debug=False):
+    """The exit status of a script whose main raises the error, or returns it where it is a number."""
+
+    def main(command):
+        if isinstance(error, BaseException):
+            raise error
+        return error
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # which can be reconfigured
+    try:
+        with pytest.raises(SystemExit) as end:
+            command_line.run_as_script(main, Given(debug))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return end.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (0, 0, ""),
+        (1, 1, ""),
+        (130, 130, ""),
+        (ValueError("SHOTS = 0: must be more"), 2, "error: SHOTS = 0: must be more\n"),
+        (FileNotFoundError(2, "No such file", "a"), 2, "error: [Errno 2] No such file: 'a'\n"),
+        (FloatingPointError("the loss\nis not finite"), 1, "error: diverged: the loss is not finite\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (command_line.Stopped("quota spent"), 130, "stopped: quota spent\n"),
+        (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero; --debug shows where\n"),
+    ],
+)
+def test_an_end_is_one_line_and_an_exit_status(monkeypatch, capsys, error, status, line):
+    assert ending(monkeypatch, error) == status
+    assert capsys.readouterr().err == line
+
+
+def test_debug_lets_the_traceback_through(monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        command_line.run_as_script(lambda command: 1 / 0, Given(debug=True))
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ValueError("as everywhere"), ""),
+        (KeyboardInterrupt(), ""),
+        (FloatingPointError("as everywhere"), ""),
+        (ZeroDivisionError("here alone"), "rank 1: error: ZeroDivisionError: here alone; --debug shows where\n"),
+    ],
+)
+def test_another_rank_says_only_what_rank_zero_may_not_know(monkeypatch, capsys, error, shown):
+    monkeypatch.setenv("RANK", "1")
+    command_line.complain(error)
+    assert capsys.readouterr().err == shown
+
+
+def test_refused_settings_end_before_the_imports(capsys):
+    def refuse(argv):
+        raise ValueError(f"no {argv[0]}")
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as end:
+            command_line.parse_or_exit(["flag"], refuse)
+        assert end.value.code == 2 and capsys.readouterr().err == "error: no flag\n"
+        assert command_line.parse_or_exit(["flag"], lambda argv: argv) == ["flag"]
+        assert signal.getsignal(signal.SIGINT) is command_line.quit_at_once
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_loading_ends_at_once_and_only_then(monkeypatch, capsys):
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    before = signal.getsignal(signal.SIGINT)
+    with command_line.quit_on_interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert left == [130] and capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,0 +1,65 @@
+"""The timer of a step's stages, and the progress bar."""
+
+import pytest
+import torch
+
+from harness import progress
+from harness.run_folder import METRICS, STAGES
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock, a list of one number, that stands still until a test moves it."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_the_timer_adds_up_by_stage(clock):
+    timer = progress.StageTimer(torch.device("cpu"))
+    for stage, took in (("forward", 1.0), ("backward", 2.0), ("forward", 4.0), ("quantum", 0.5)):
+        with timer(stage):
+            clock[0] += took
+        clock[0] += 64.0  # between stages, nobody's
+    assert timer.seconds == {"forward": 5.0, "backward": 2.0, "quantum": 0.5, "other": 0.0}
+    assert timer.columns() == {f"seconds_{stage}": took for stage, took in timer.seconds.items()}
+    assert list(timer.seconds) == list(STAGES) and timer.columns().keys() <= set(METRICS)
+    assert progress.StageTimer(torch.device("cpu")).seconds == dict.fromkeys(STAGES, 0.0)  # each has its own
+
+
+def test_the_timer_refuses_what_is_no_stage():
+    with pytest.raises(KeyError), progress.StageTimer(torch.device("cpu"))("coffee"):
+        pass
+
+
+def test_the_timer_waits_for_a_cuda_device(clock, monkeypatch):
+    """Whose work is queued: at both ends of a stage."""
+
+    def wait(device):
+        waited.append(device)
+        clock[0] += 10.0  # what was still in the queue
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+    timer = progress.StageTimer(torch.device("cuda", 0))
+    with timer("quantum"):
+        clock[0] += 1.0
+    assert waited == [torch.device("cuda", 0)] * 2
+    assert timer.seconds["quantum"] == 11.0
+
+
+def test_the_bar_shows_a_step_and_stands_where_a_resumed_run_does(capsys):
+    with progress.progress_bar(total=40, done=7) as bar:
+        row = {"cosine": None, "loss": 0.25, "learning_rate": 1e-5}
+        progress.show_step(bar, row, {"eval_accuracy": 0.5})
+        progress.show_step(bar, row | {"cosine": 0.9876}, {"eval_accuracy": 0.75})
+        bar.refresh()
+    err = capsys.readouterr().err
+    assert "7/40" in err and "9/40" in err and "cos=0.988" in err and "loss=0.250" in err and "acc=0.750" in err
+
+
+def test_only_rank_zero_shows_a_bar(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "rank", lambda: 1)
+    with progress.progress_bar(total=2, done=0) as bar:
+        bar.update(2)
+    assert capsys.readouterr().err == ""
