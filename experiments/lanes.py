@@ -25,13 +25,21 @@ def flags_of(settings):
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
-def run_all(runs, results_dir, lanes):
-    """Make the runs, dicts of settings, in their order, `lanes` at a time; what is finished in results_dir is skipped
-    and what was interrupted goes on. Models are not kept. Returns the number of runs that failed."""
-    finished, resumable = run_folder.find_finished_and_resumable(results_dir)
-    todo = {run_folder.identity(config.load(flags_of(run))): run for run in runs}
-    missing = [(key, run) for key, run in todo.items() if key not in finished]
+def run_all(runs, results_dir, lanes, reference=None, names=None):
+    """Make the runs, dicts of settings, in their order, `lanes` at a time; returns the number of runs that failed.
+
+    What is finished in results_dir, or was published in `reference`, is skipped; what was interrupted goes on. Every
+    run is published as it finishes. Models are not kept. names: see `publish`.
+    """
     results_dir.mkdir(parents=True, exist_ok=True)
+    finished, resumable = run_folder.find_finished_and_resumable(results_dir)
+    published = run_folder.find_finished_and_resumable(reference)[0] if reference else set()
+    todo = {}
+    for run in runs:
+        settings = config.load(flags_of(run))
+        public = config.Settings(**without_paths(settings._asdict(), names or {}))
+        if run_folder.identity(settings) not in finished and run_folder.identity(public) not in published:
+            todo[run_folder.identity(settings)] = run
 
     def make(job):
         key, run = job
@@ -42,15 +50,20 @@ def run_all(runs, results_dir, lanes):
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
             tqdm.write(f"{' '.join(flags)}: exit status {done.returncode}: {done.stderr.strip()[-300:]}")
-        for model in results_dir.glob("run_*/model"):
-            if run_folder.stored_status(model.parent) == "finished":
-                shutil.rmtree(model, ignore_errors=True)
         bar.update()
         return done.returncode
 
-    bar = tqdm(total=len(todo), initial=len(todo) - len(missing), unit="run", dynamic_ncols=True)
+    failed = 0
+    bar = tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", dynamic_ncols=True)
     with bar, ThreadPoolExecutor(lanes) as pool:
-        return sum(status != 0 for status in pool.map(make, missing))
+        for status in pool.map(make, todo.items()):
+            failed += status != 0
+            for model in results_dir.glob("run_*/model"):
+                if run_folder.stored_status(model.parent) == "finished":
+                    shutil.rmtree(model, ignore_errors=True)
+            if reference:
+                publish(results_dir, reference, names)
+    return failed
 
 
 def publish(results_dir, reference, names):
@@ -83,7 +96,7 @@ def without_paths(content, names):
     content = json.loads(text)
     if "results_dir" in content:
         content["results_dir"] = "results"
-    return content
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
 
 
 def final_accuracy(results_dir):
@@ -96,33 +109,20 @@ def final_accuracy(results_dir):
     return accuracy
 
 
-def tune(arms, grid, seeds, common, results_dir, lanes):
-    """Run every arm with every value of its setting on the tuning seeds, and choose: (table, chosen).
+def tune(arms, setting, values, common, seeds, results_dir, lanes):
+    """Run every arm with every value of a setting on the tuning seeds, and choose: (table, chosen).
 
-    arms: dict of name -> settings. grid: dict of name -> (setting, values). table: rows of arm, setting, value, mean
-    accuracy and accuracies by seed. chosen: dict of name -> {setting: value of the highest mean accuracy}.
+    arms, common: settings, dicts. table: rows of arm, setting, value, mean accuracy, and the accuracies by seed.
+    chosen: for every arm, the value of the highest mean accuracy. Exits where runs are missing.
     """
-    runs = [
-        common | arms[name] | {setting: value, "seed": seed}
-        for seed in seeds
-        for name, (setting, values) in grid.items()
-        for value in values
-    ]
-    run_all(runs, results_dir, lanes)
-    accuracy = final_accuracy(results_dir)
-    table, chosen = [], {}
-    for name, (setting, values) in grid.items():
-        means = {}
-        for value in values:
-            keys = [
-                run_folder.identity(config.load(flags_of(common | arms[name] | {setting: value, "seed": seed})))
-                for seed in seeds
-            ]
-            found = [accuracy[key] for key in keys if key in accuracy]
-            if len(found) < len(seeds):
-                raise SystemExit(f"{name}, {setting} {value}: {len(found)} of {len(seeds)} tuning runs have finished")
-            means[value] = sum(found) / len(found)
-            row = {"arm": name, "setting": setting, "value": value, "accuracy": means[value], "by_seed": found}
-            table.append(row)
-        chosen[name] = {setting: max(means, key=means.get)}
-    return table, chosen
+    grid = [(arm, value) for arm in arms for value in values]
+    run_all([common | arm | {setting: v, "seed": seed} for seed in seeds for arm, v in grid], results_dir, lanes)
+    accuracy, table = final_accuracy(results_dir), []
+    for arm, value in grid:
+        flags = [flags_of(common | arm | {setting: value, "seed": seed}) for seed in seeds]
+        found = [accuracy.get(run_folder.identity(config.load(run))) for run in flags]
+        if None in found:
+            raise SystemExit(f"{arm}, {setting} {value}: {found.count(None)} tuning runs are missing")
+        table.append(arm | {setting: value, "accuracy": sum(found) / len(found), "by_seed": found})
+    best = [max((row for row in table if arm.items() <= row.items()), key=lambda row: row["accuracy"]) for arm in arms]
+    return table, [row[setting] for row in best]
