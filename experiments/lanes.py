@@ -1,5 +1,6 @@
 """Run many trainings side by side, each as `python train.py` with one thread, and keep what they measured."""
 
+import argparse
 import json
 import os
 import shutil
@@ -126,3 +127,12 @@ def tune(arms, setting, values, common, seeds, results_dir, lanes):
         table.append(arm | {setting: value, "accuracy": sum(found) / len(found), "by_seed": found})
     best = [max((row for row in table if arm.items() <= row.items()), key=lambda row: row["accuracy"]) for arm in arms]
     return table, [row[setting] for row in best]
+
+
+def arguments(description):
+    """The command line of an experiment: model, sst2 and lanes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", required=True, type=Path, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--sst2", required=True, type=Path, help="folder of GLUE's train.tsv and dev.tsv")
+    parser.add_argument("--lanes", type=int, default=2, help="runs side by side, one thread each")
+    return parser.parse_args()

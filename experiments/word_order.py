@@ -21,12 +21,10 @@ Usage: python experiments/word_order.py --model FOLDER --sst2 FOLDER [--lanes 2]
 GLUE's train.tsv and dev.tsv. What is there already is not run again.
 """
 
-import argparse
 import json
-from pathlib import Path
 
 import lanes
-from word_order_data import make_word_order
+from data import make_word_order
 
 from harness.files import write_json
 
@@ -65,11 +63,7 @@ QUESTION = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, type=Path, help="folder of all-MiniLM-L6-v2")
-    parser.add_argument("--sst2", required=True, type=Path, help="folder of GLUE's train.tsv and dev.tsv")
-    parser.add_argument("--lanes", type=int, default=2, help="runs side by side, one thread each")
-    given = parser.parse_args()
+    given = lanes.arguments(__doc__.splitlines()[0])
     work, reference = lanes.ROOT / "results" / "word_order", lanes.ROOT / "results" / "reference" / "word_order"
     make_word_order(given.sst2, work / "data")
     common = COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}

@@ -1,4 +1,4 @@
-"""Make the word-order data: are two adjacent words swapped? (bigram shift: Conneau et al., 1805.01070)."""
+"""The data of the experiments, made from SST-2: word order (bigram shift: Conneau et al., 1805.01070) and sentiment."""
 
 import csv
 import random
@@ -7,10 +7,11 @@ SHORTEST = 7  # words of a sentence
 TUNING = 1000  # sentences held out of the training split, for the choice of settings
 
 
-def read_sentences(path):
-    """The sentences of a GLUE file, a list of str."""
+def read_rows(path):
+    """[(sentence, label)] of a GLUE file."""
     with open(path, encoding="utf-8", newline="") as file:
-        return [row["sentence"].strip() for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(row["sentence"].strip(), row["label"]) for row in rows]
 
 
 def whole_sentences(phrases):
@@ -50,10 +51,21 @@ def make_word_order(sst2, folder):
     Both train on the same sentences; `tuning` is evaluated on TUNING others of the training split, `final` on the
     development split.
     """
-    whole = whole_sentences(read_sentences(sst2 / "train.tsv"))
+    whole = whole_sentences([sentence for sentence, _ in read_rows(sst2 / "train.tsv")])
     random.Random(0).shuffle(whole)
-    rows = swap_half(whole, seed=1)
-    development = swap_half(read_sentences(sst2 / "dev.tsv"), seed=2)
+    development = swap_half([sentence for sentence, _ in read_rows(sst2 / "dev.tsv")], seed=2)
+    write_splits(folder, swap_half(whole, seed=1), development)
+
+
+def make_sentiment(sst2, folder):
+    """The same for sentiment, whose training split is phrases; no phrase held out is part of one trained on."""
+    rows = dict(read_rows(sst2 / "train.tsv"))
+    whole = whole_sentences(rows)
+    random.Random(0).shuffle(whole)
+    write_splits(folder, [(sentence, rows[sentence]) for sentence in whole], read_rows(sst2 / "dev.tsv"))
+
+
+def write_splits(folder, rows, development):
     for name, evaluation in (("tuning", rows[:TUNING]), ("final", development)):
         write_rows(folder / name / "train.tsv", rows[TUNING:])
         write_rows(folder / name / "validation.tsv", evaluation)
