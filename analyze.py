@@ -1,7 +1,8 @@
 """Plot runs and compare rules: `python analyze.py` for the most recent run, or `python analyze.py FOLDER [FOLDER ...]`.
 
-A run folder gets its curves and attention maps. A folder of runs, such as results/, is a study: its rules are compared
-seed by seed, in tables, figures and report.html. Output goes to FOLDER/analysis/.
+A run folder gets its curves and attention maps, and is compared with the latest classical run of the same settings and
+seed beside it. A folder of runs, such as results/, is a study: its arms are compared seed by seed, in tables, figures
+and report.html; question.json in it says which comparison counts (report/study.py). Output goes to FOLDER/analysis/.
 """
 
 import os
@@ -11,7 +12,7 @@ from pathlib import Path
 import config
 from harness import command_line, run_folder
 from harness.files import write_json
-from report.attention import save_attention_maps
+from report.attention import save_attention_maps, save_attention_of_both
 from report.figures import caption, one_line, save_curves, save_or_explain
 
 
@@ -21,7 +22,9 @@ def parse(argv):
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="run folders, or folders of runs; default: the most recent run"
     )
-    parser.add_argument("--results_dir", default=config.load().results_dir, help="where run folders are [%(default)s]")
+    parser.add_argument(
+        "--results_dir", default=config.parse().runs[0].results_dir, help="where run folders are [%(default)s]"
+    )
     return parser.parse_args(argv)
 
 
@@ -53,33 +56,48 @@ def analyze_run(folder):
     return [
         *save_or_explain(save_curves, out / "training_curves.png", run),
         *save_or_explain(save_attention_maps, out / "attention_maps.png", run),
+        *compare_run(run, out),
+    ]
+
+
+def compare_run(run, out):
+    """Save the figures of a finished run beside classical training in the folder out, and return their paths.
+
+    Prints the difference in a line; where there is no such run, the command that makes one.
+    """
+    from report import pair  # slow to import: scipy and statsmodels
+
+    if run["statistics"]["status"] != "finished":
+        return []
+    partner = pair.find_partner(run)
+    if partner is None:
+        print(f"  to compare it with another rule, first: {pair.command_for_partner(run)}")
+        return []
+    print(f"  compared with {partner['folder']}: {pair.compare_pair(run, partner)}")
+    first, last = pair.ordered(run, partner)
+    return [
+        *save_or_explain(pair.save_curves_of_both, out / "comparison.png", first, last),
+        *save_or_explain(save_attention_of_both, out / "attention_of_both.png", first, last),
     ]
 
 
 def analyze_study(folder):
     """Save figures, report.html, report.md and comparisons.json of a study in FOLDER/analysis/, and return their paths.
 
-    Prints the tables of results and the conclusion. Raises ValueError if the folder holds no finished run.
+    Prints the tables of results and what they show. Raises ValueError if the folder holds no finished run.
     """
-    from report import page, study, study_figures  # slow to import: scipy and qiskit
+    from report import page, study, study_figures  # slow to import: scipy, statsmodels and qiskit
 
-    runs = study.read_study(folder)
-    arms = study.group_arms(runs)
-    comparisons = study.compare_arms(arms)
-    sentences = study.conclude(comparisons)
+    found = study.read_study(folder)
     out = folder / "analysis"
     out.mkdir(exist_ok=True)
-    figures = study_figures.save_study_figures(out, runs, arms, comparisons)
-    content = page.report_content(runs, arms, comparisons, sentences, figures)
+    figures = study_figures.save_study_figures(out, found)
+    content = page.report_content(found, figures)
     reports = page.write_report(out, content)
-    seeds = {label: sorted(arm) for label, arm in arms.items()}
-    summary = {"arms": seeds, "comparisons": comparisons, "conclusion": sentences}
-    write_json(out / "comparisons.json", summary)
+    write_json(out / "comparisons.json", study.summary(found))
     for table in content["results"]:
         print_table(*table)
-    print()
-    for sentence in sentences:
-        print(f"- {sentence}")
+    print("\n" + "\n".join(content["sentences"] + [f"- {sentence}" for sentence in content["others"]]))
     return [path for path, _ in figures] + [*reports, out / "comparisons.json"]
 
 

@@ -22,6 +22,7 @@ MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id,
 MODEL_REVISION = ""  # commit, tag or branch of a hub model, as environment.json records it; "" = the newest
 NUM_LABELS = 2  # number of classes; labels are 0 .. NUM_LABELS - 1
 ATTENTION_LAYERS = [0]  # layers whose attention weights (q, k, v, out) are selected, from 0; "all" for every layer
+TRAINED_WEIGHTS = "all"  # "all", or "attention": the selected weights and the head train, all others stay as they are
 ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in place of ATTENTION_LAYERS; "" = off
 
 # --- Data
@@ -45,6 +46,7 @@ WEIGHT_DECAY = 0.01  # AdamW weight decay; 0 = off
 SEED = 42  # draws splits, head, data order, dropout and shots; another seed, another run
 UPDATE_RULES = []  # a study: these rules, each with every seed; [] = UPDATE_RULE alone
 SEEDS = []  # a study: these seeds, on the command line also as 0-9; [] = SEED alone
+EVAL_EVERY = 0  # steps between evaluations, the last step included; 0 = at the end of each epoch
 CHECKPOINT_EVERY = 100  # steps between checkpoints, beside those at the end of each epoch; 0 = only those
 DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "cuda"
 AUTOCAST = "off"  # precision of the model's matrix products: "off" (float32) or "bf16"; weights stay float32
@@ -52,7 +54,8 @@ AUTOCAST = "off"  # precision of the model's matrix products: "off" (float32) or
 # --- Quantum update
 UPDATE_RULE = "quantum"  # what the selected weights get: quantum, or a control: see update_rules.py
 QUANTUM_OPTIMIZER = "sgd"  # "sgd": w -= QUANTUM_LEARNING_RATE * measured gradient; "adamw": AdamW steps on it
-QUANTUM_LEARNING_RATE = 0.01  # learning rate of "sgd", constant over the run
+QUANTUM_LEARNING_RATE = 0.01  # learning rate of "sgd" at the start
+QUANTUM_SCHEDULE = "linear"  # what becomes of it: "linear" decays to 0, as AdamW's; "constant"
 CIRCUIT = "graph"  # circuit by name: graph, product (no entangler), chain, literal, or one you add
 NUM_QUBITS = 5  # qubits per circuit = weights per circuit
 SHOTS = 1000  # measurements per circuit; more shots, less noise
@@ -80,6 +83,7 @@ _LIMITS = {
     "MODEL_REVISION": ("text or empty",),
     "NUM_LABELS": ("a whole number", 2, 1000),
     "ATTENTION_LAYERS": ('"all" or a list of whole numbers', 0, 999),
+    "TRAINED_WEIGHTS": ("one of", "all", "attention"),
     "ATTENTION_PATTERN": ("a regular expression or empty",),
     "DATASET_NAME": ("text",),
     "DATASET_CONFIG": ("text or empty",),
@@ -99,12 +103,14 @@ _LIMITS = {
     "SEED": ("a whole number", 0, 2**32 - 1),
     "UPDATE_RULES": ("a list of", *RULES),
     "SEEDS": ("a list of whole numbers", 0, 2**32 - 1),
+    "EVAL_EVERY": ("a whole number", 0, 10**9),
     "CHECKPOINT_EVERY": ("a whole number", 0, 10**9),
     "DEVICE": ("one of", "auto", "cpu", "cuda"),
     "AUTOCAST": ("one of", "off", "bf16"),
     "UPDATE_RULE": ("one of", *RULES),
     "QUANTUM_OPTIMIZER": ("one of", "sgd", "adamw"),
     "QUANTUM_LEARNING_RATE": ("a number", 0, 1000),
+    "QUANTUM_SCHEDULE": ("one of", "linear", "constant"),
     "CIRCUIT": ("text",),
     "NUM_QUBITS": ("a whole number", 1, 10),
     "SHOTS": ("a whole number", 1, 10**7),
@@ -224,11 +230,11 @@ def settings_that_affect_result(settings):
     """
     rule = RULES[settings["update_rule"]]
     ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
-    ignored |= {"max_qpu_seconds", "dry_run", "checkpoint_every"}
+    ignored |= {"max_qpu_seconds", "dry_run", "checkpoint_every", "eval_every"}
     if rule.stepped_by != "quantum":
-        ignored |= {"quantum_optimizer", "quantum_learning_rate"}
+        ignored |= {"quantum_optimizer", "quantum_learning_rate", "quantum_schedule"}
     elif settings["quantum_optimizer"] == "adamw":
-        ignored.add("quantum_learning_rate")
+        ignored |= {"quantum_learning_rate", "quantum_schedule"}
     if not rule.measures:
         ignored |= {"circuit", "num_qubits", "entangling_angle", "normalization", "backend", "aer_device"}
     if not rule.measures or settings["backend"] == "aer":

@@ -444,20 +444,35 @@ def unused_weights(model, inputs):
     return {name for name, gradient in zip(weights, gradients, strict=True) if gradient is None}
 
 
-def evaluate(model, tokenizer, encoded, batch_size, device):
-    """Evaluate the model on tokenized examples, without dropout, in batches of similar length: (loss, num_correct).
+def train_attention_alone(model, weights, fresh_weights):
+    """Freeze every parameter but the selected weights and the head (attention-only fine-tuning: Touvron et al.,
+    2203.09795); the head is what lies outside the encoder, its pooler, and what was drawn anew on loading.
 
-    loss: float, sum of the cross entropies in nats. num_correct: int, number of correct predictions.
+    weights: Parameters by name. fresh_weights: names of those drawn anew.
+    """
+    for name, parameter in model.named_parameters():
+        in_encoder = name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+        parameter.requires_grad_(name in weights or name in fresh_weights or not in_encoder)
+
+
+def evaluate(model, tokenizer, encoded, batch_size, device):
+    """Evaluate the model on tokenized examples, without dropout, in batches of similar length: (losses, margins).
+
+    losses: cross entropies, nats. margins: logit of the label minus the largest other logit, above 0 where the
+    prediction is correct. Both float64 (examples,), in the order of `encoded`.
     """
     was_training = model.training
     model.eval()
-    by_length = sorted(encoded, key=lambda item: len(item["input_ids"]))
-    loss, num_correct = 0.0, 0
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]["input_ids"]))
+    losses, margins = torch.zeros(2, len(encoded), dtype=torch.float64)
     with torch.inference_mode():
-        for first in range(0, len(by_length), batch_size):
-            inputs, labels = collate(tokenizer, by_length[first : first + batch_size], device)
-            logits = model(**inputs).logits.float()
-            loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            num_correct += (logits.argmax(dim=-1) == labels).sum().item()
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            inputs, labels = collate(tokenizer, [encoded[index] for index in rows], device)
+            logits = model(**inputs).logits.double()
+            losses[rows] = torch.nn.functional.cross_entropy(logits, labels, reduction="none").cpu()
+            own = logits.gather(1, labels[:, None])
+            others = logits.scatter(1, labels[:, None], -torch.inf)
+            margins[rows] = (own[:, 0] - others.amax(dim=1)).cpu()
     model.train(was_training)
-    return loss, num_correct
+    return losses, margins

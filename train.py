@@ -30,6 +30,7 @@ from harness import checkpoints, files, lifecycle, process_group, run_folder, st
 from harness.environment import describe_environment
 from harness.process_group import all_reduce, on_rank_zero, print_once
 from harness.progress import StageTimer, progress_bar, show_step
+from harness.record import open_record
 from report import summary
 from update_rules import RULES
 
@@ -131,6 +132,8 @@ def prepare(settings, given):
         summary.announce_plan(settings, backend, len(weights), count_steps(settings, len(train_set)))
     elif settings.dry_run == "yes":
         print(f"plan:    UPDATE_RULE = {settings.update_rule!r} runs no circuits")
+    if settings.trained_weights == "attention":
+        model_utils.train_attention_alone(model, weights, model_source["fresh_weights"])
     model.to(device)
     unused = model_utils.unused_weights(model, model_utils.collate(tokenizer, train_set[:1], device)[0])
     if lost := unused & weights.keys():
@@ -154,15 +157,14 @@ def train(job, run, checkpoint=None):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
     progress = checkpoints.start_or_restore(settings.seed, model, optimizer, scheduler, checkpoint)
     distributed = process_group.distribute(model, job.uses_all_weights)
-    metrics_csv = run / "metrics.csv" if process_group.rank() == 0 else Path(os.devnull)
     model.train()
     with (
-        run_folder.open_metrics(metrics_csv, weights if job.backend else (), progress["metrics_offset"]) as metrics,
+        open_record(run, weights if job.backend else (), progress["offsets"]) as record,
         progress_bar(total_steps, done=progress["step"]) as bar,
         checkpoints.saved_when_stopped(run, model, optimizer, scheduler, progress) as save_checkpoint,
     ):
         if progress["evaluation_due"]:
-            evaluate_and_record(job, metrics, progress, epoch=progress["step"] // steps_per_epoch)
+            evaluate_and_record(job, record, progress, epoch=progress["step"] // steps_per_epoch)
         for step in range(progress["step"] + 1, total_steps + 1):
             epoch, place = 1 + (step - 1) // steps_per_epoch, (step - 1) % steps_per_epoch
             timer = StageTimer(device)
@@ -174,7 +176,8 @@ def train(job, run, checkpoint=None):
 
             # Measure those of the selected weights with the circuits.
             with timer("quantum"):
-                updates, usage = measure_gradients(gradients, job.backend, settings, step)
+                rate = quantum_learning_rate(settings, done=(step - 1) / total_steps)
+                updates, usage = measure_gradients(gradients, job.backend, settings, step, rate)
 
             # Step every weight once: the selected ones by what was measured, all others by AdamW. Record it.
             with checkpoints.uninterrupted():
@@ -185,16 +188,16 @@ def train(job, run, checkpoint=None):
                     row |= compare(gradients, changes) | usage
                     scheduler.step()
                     model.zero_grad()
-                metrics.write(row | timer.columns())
-                epoch_ends = step % steps_per_epoch == 0
-                progress |= {"step": step, "evaluation_due": epoch_ends, "metrics_offset": metrics.offset}
+                record.metrics.write(row | timer.columns())
+                due = step == total_steps or step % (settings.eval_every or steps_per_epoch) == 0
+                progress |= {"step": step, "evaluation_due": due, "offsets": record.offsets()}
                 progress |= {"random": checkpoints.random_state()}
             show_step(bar, row, progress["evaluation"])
 
-            # Evaluate at the end of the epoch; save every so often.
-            if epoch_ends:
-                evaluate_and_record(job, metrics, progress, epoch)
-            if epoch_ends or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
+            # Evaluate and save where due.
+            if due:
+                evaluate_and_record(job, record, progress, epoch)
+            if step % steps_per_epoch == 0 or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
                 save_checkpoint()
 
 
@@ -271,7 +274,14 @@ def selected_gradients(weights):
     return {name: weight.grad for name, weight in weights.items()}
 
 
-def measure_gradients(gradients, backend, settings, step):
+def quantum_learning_rate(settings, done):
+    """The factor of the measured gradient in an update. done: part of all steps that lie behind, from 0 to 1."""
+    if settings.quantum_optimizer == "adamw":
+        return 1.0
+    return settings.quantum_learning_rate * (1 - done if settings.quantum_schedule == "linear" else 1)
+
+
+def measure_gradients(gradients, backend, settings, step, learning_rate):
     """(updates, usage): by name, what the rule makes of the gradients; empty where AdamW or nothing steps the weights.
 
     An update is to be subtracted; with QUANTUM_OPTIMIZER = "adamw" it is the measured gradient, for AdamW to step on.
@@ -279,7 +289,6 @@ def measure_gradients(gradients, backend, settings, step):
     seconds by weight, as columns of metrics.csv. Raises Stopped where a device's quota is spent.
     """
     rule = RULES[settings.update_rule]
-    learning_rate = settings.quantum_learning_rate if settings.quantum_optimizer == "sgd" else 1.0
     if not rule.measures:
         updates = {name: learning_rate * gradient for name, gradient in gradients.items()}
         return updates if rule.stepped_by == "quantum" else {}, {"coverage": None, "circuits": 0, "shots": 0}
@@ -331,19 +340,30 @@ def step_weights(weights, updates, optimizer, quantum_optimizer):
 
 
 def evaluate(job):
-    """Loss and accuracy on the evaluation set, as a row of metrics.csv has them."""
-    mine, size = process_group.shard(job.eval_set), job.settings.batch_size
+    """(losses, margins) of the whole evaluation set, see model_utils.evaluate, in every process."""
+    rank, world_size = process_group.rank(), process_group.world_size()
+    results = torch.zeros(2, len(job.eval_set), dtype=torch.float64)
     with autocast(job.settings, job.device):
-        loss, num_correct = all_reduce(*model_utils.evaluate(job.model, job.tokenizer, mine, size, job.device))
-    require_finite({"the evaluation loss": torch.tensor(loss)})
-    return {"eval_loss": loss / len(job.eval_set), "eval_accuracy": num_correct / len(job.eval_set)}
+        mine = model_utils.evaluate(
+            job.model, job.tokenizer, process_group.shard(job.eval_set), job.settings.batch_size, job.device
+        )
+    results[:, rank::world_size] = torch.stack(mine)
+    process_group.all_reduce_tensor(results)
+    require_finite({"the evaluation loss": results[0]})
+    return results
 
 
-def evaluate_and_record(job, metrics, progress, epoch):
-    """Evaluate, write the row, and note in `progress` that it is done."""
-    evaluation = evaluate(job)
-    metrics.write({"step": progress["step"], "epoch": epoch, **evaluation})
-    progress |= {"evaluation": evaluation, "evaluation_due": False, "metrics_offset": metrics.offset}
+def evaluate_and_record(job, record, progress, epoch):
+    """Evaluate, write metrics and predictions, and note in `progress` that it is done."""
+    losses, margins = evaluate(job)
+    evaluation = {"eval_loss": losses.mean().item(), "eval_accuracy": (margins > 0).double().mean().item()}
+    record.metrics.write({"step": progress["step"], "epoch": epoch, **evaluation})
+    labels = [item["label"] for item in job.eval_set]
+    columns = zip(labels, margins.tolist(), strict=True)
+    record.predictions.write(
+        *({"step": progress["step"], "example": i, "label": label, "margin": m} for i, (label, m) in enumerate(columns))
+    )
+    progress |= {"evaluation": evaluation, "evaluation_due": False, "offsets": record.offsets()}
 
 
 def compare(gradients, changes):
@@ -394,7 +414,7 @@ def make_optimizer(model, weights, settings):
     stepped_by = RULES[settings.update_rule].stepped_by
     aside = stepped_by == "nothing" or (stepped_by == "quantum" and settings.quantum_optimizer == "sgd")
     excluded = {id(weight) for weight in weights.values()} if aside else set()
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in excluded]
+    rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in excluded]
     return torch.optim.AdamW(rest, lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
 

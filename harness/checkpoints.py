@@ -65,7 +65,8 @@ def save(run, model, optimizer, scheduler, progress):
         raise FileNotFoundError(f"{run}: the run folder is gone")
     folder = run / "checkpoint"
     folder.mkdir(exist_ok=True)
-    sync(run / "metrics.csv")  # the checkpoint counts on it
+    for name in progress["offsets"]:  # the checkpoint counts on them
+        sync(run / name)
     with uninterrupted():
         write_atomically(folder / f"step_{progress['step']:08d}", write)
         for old in [*saved(run)[:-2], *folder.glob(".step_*")]:  # and what a killed process left half written
@@ -127,14 +128,14 @@ def restore(state, model, optimizer, scheduler):
 
 def start_or_restore(seed, model, optimizer, scheduler, state=None):
     """What is done so far, a dict: step, evaluation (the last one), evaluation_due (whether one comes before the next
-    step), metrics_offset (bytes of metrics.csv) and random (the random states).
+    step), offsets (bytes by csv file) and random (the random states).
 
     state: of a checkpoint, from `load`; None begins with `seed`.
     """
     if state is not None:
         return restore(state, model, optimizer, scheduler)
     torch.manual_seed(seed)  # dropout
-    return {"step": 0, "evaluation": None, "evaluation_due": True, "metrics_offset": 0, "random": random_state()}
+    return {"step": 0, "evaluation": None, "evaluation_due": True, "offsets": {}, "random": random_state()}
 
 
 @contextlib.contextmanager

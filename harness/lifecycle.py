@@ -25,7 +25,7 @@ def load_to_resume(run, environment):
         checkpoint = checkpoints.load(run)
     except ValueError as error:
         raise run_folder.CannotResume(error) from None
-    run_folder.require_metrics(run, checkpoint["progress"]["metrics_offset"])
+    run_folder.require_rows(run, checkpoint["progress"]["offsets"])
     return environment, checkpoint
 
 

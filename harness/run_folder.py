@@ -8,6 +8,8 @@ import re
 import time
 from pathlib import Path
 
+import numpy as np
+
 import config
 
 try:
@@ -22,6 +24,7 @@ METRICS = [
     *(f"seconds_{stage}" for stage in STAGES),
     *("eval_loss", "eval_accuracy"),
 ]
+PREDICTIONS = ["step", "example", "label", "margin"]  # columns of predictions.csv, see model_utils.evaluate
 
 
 # --- Writing
@@ -59,44 +62,6 @@ def locked(folder):
         os.close(descriptor)
 
 
-class MetricsFile:
-    """metrics.csv while it is written."""
-
-    def __init__(self, file, columns):
-        self.file, self.writer = file, csv.DictWriter(file, columns)
-
-    def write(self, row):
-        """Write a row, a dict by column, on its way to the disk before the next step begins."""
-        self.writer.writerow({name: f"{v:.9g}" if isinstance(v, float) else v for name, v in row.items()})
-        self.flush()
-
-    def flush(self):
-        try:
-            self.file.flush()
-        except OSError as error:  # a full disk does not say which file
-            raise OSError(error.errno, error.strerror, self.file.name) from None
-
-    @property
-    def offset(self):
-        """Bytes written so far, what killed runs wrote after their checkpoint not counted."""
-        return self.file.tell()
-
-
-@contextlib.contextmanager
-def open_metrics(path, measured, offset):
-    """Yield the MetricsFile at `path` from byte `offset` on; what a killed run wrote after that is cut off.
-
-    measured: names of the weights whose circuits are timed, a column each.
-    """
-    if offset and path != Path(os.devnull):
-        os.truncate(path, offset)
-    with open(path, "a" if offset else "w", newline="", encoding="utf-8") as file:
-        metrics = MetricsFile(file, METRICS + [seconds_of(name) for name in measured])
-        if not offset:
-            metrics.writer.writeheader()
-        yield metrics
-
-
 def seconds_of(name):
     """The column of metrics.csv for the seconds that the circuits of one weight took."""
     return f"seconds_quantum {name}"
@@ -110,15 +75,21 @@ def most_recent(results_dir, unfinished=False):
 
     Raises ValueError where there is none.
     """
-    found = []
-    for folder in results_dir.glob("run_*"):
-        name = re.fullmatch(r"run_(\d{8}_\d{6})(?:_(\d+))?", folder.name, re.ASCII)
-        if name and folder.is_dir() and (not unfinished or is_resumable(folder)):
-            found.append((name[1], int(name[2] or 0), folder))
+    found = [folder for folder in in_order(results_dir) if not unfinished or is_resumable(folder)]
     if not found:
         what = "unfinished run with a checkpoint" if unfinished else "run folder"
         raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no {what}, `python train.py` makes one")
-    return max(found)[-1]
+    return found[-1]
+
+
+def in_order(results_dir):
+    """The run folders in results_dir by the second and number in their names, the latest last, a list."""
+    found = []
+    for folder in results_dir.glob("run_*"):
+        name = re.fullmatch(r"run_(\d{8}_\d{6})(?:_(\d+))?", folder.name, re.ASCII)
+        if name and folder.is_dir():
+            found.append((name[1], int(name[2] or 0), folder))
+    return [folder for *_, folder in sorted(found)]
 
 
 def read(folder):
@@ -160,6 +131,28 @@ def read_metrics(path):
         return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
     except (ValueError, OSError, csv.Error) as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from None
+
+
+def read_predictions(path):
+    """The evaluations that a predictions.csv holds, a dict: step -> (labels, margins), by number of the example.
+
+    labels: int64 (examples,). margins: float64 (examples,), logit of the label minus the largest other one, above 0
+    where the prediction is correct. A half-written last evaluation is left out. {} where there is no such file, as in
+    runs of an older layout; ValueError where it cannot be read.
+    """
+    if not path.exists():
+        return {}
+    try:
+        header, _, whole = path.read_text(encoding="utf-8").rpartition("\n")[0].partition("\n")
+        if header.split(",") != PREDICTIONS:
+            raise ValueError("its columns are not those of a run")
+        values = np.fromstring(whole.replace("\n", ","), sep=",").reshape(-1, len(PREDICTIONS))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from None
+    starts = np.flatnonzero(values[:, 1] == 0)
+    evaluations = np.split(values, starts[1:]) if len(starts) else []
+    size = max(map(len, evaluations), default=0)
+    return {int(rows[0, 0]): (rows[:, 2].astype(int), rows[:, 3].copy()) for rows in evaluations if len(rows) == size}
 
 
 def summarise(rows):
@@ -281,8 +274,8 @@ def resumed_environment(folder, now):
     return before | {"resumed": [*before.get("resumed", []), changed]}
 
 
-def require_metrics(folder, offset):
-    """Raise CannotResume where metrics.csv is shorter than `offset`, its bytes at the checkpoint."""
-    metrics = folder / "metrics.csv"
-    if not metrics.is_file() or metrics.stat().st_size < offset:
-        raise CannotResume(f"--resume {folder}: metrics.csv lacks rows that were there at the checkpoint")
+def require_rows(folder, offsets):
+    """Raise CannotResume where a csv file is shorter than it was at the checkpoint. offsets: bytes by file name."""
+    for name, offset in offsets.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size < offset:
+            raise CannotResume(f"--resume {folder}: {name} lacks rows that were there at the checkpoint")

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from report.figures import add_title, caption, literal, new_figure, one_line, save_figure
+from report.figures import add_title, caption, literal, new_figure, one_line, save_figure, task
 
 WEIGHT_COLOURS, DIFFERENCE_COLOURS = "viridis", "PuOr"
 MAX_TOKENS = 24  # longer sentences are cut, for the labels of the axes to stay legible
@@ -23,29 +23,52 @@ def save_attention_maps(path, run):
     if not (run["folder"] / "model").is_dir():
         raise ValueError("the run saved no model")
     layer = first_selected_layer(run)
-    after = attention_maps(run["folder"] / "model", sentences, layer)
+    shown = {"after training": attention_maps(run["folder"] / "model", sentences, layer)}
     try:
         before = attention_maps(source.get("path") or source["id"], sentences, layer, source.get("revision"))
+        shown = {"before training": before, **shown, "after - before": None}
     except (ValueError, OSError) as error:
         print(f"  attention after training only, the start is not available: {one_line(error)[:150]}")
-        before = None
-    columns = 1 if before is None else 3
-    side = max(3.2, 0.28 * max(len(tokens) for tokens, _ in after) + 1.2)
-    figure = new_figure(side * columns + 1.6, side * len(after) + 0.5)
-    grid = figure.subplots(len(after), columns, squeeze=False)
-    for row, (tokens, weights) in enumerate(after):
-        shown = {"after training": weights}
-        if before is not None:
-            shown = {"before training": before[row][1], **shown, "after - before": weights - before[row][1]}
-        top = max(shown[when].max() for when in shown if when != "after - before")
-        for ax, (when, values) in zip(grid[row], shown.items(), strict=True):
-            difference = when == "after - before"
-            limits = (-np.abs(values).max(), np.abs(values).max()) if difference else (0, top)
-            plot_attention(ax, tokens, values, limits, DIFFERENCE_COLOURS if difference else WEIGHT_COLOURS)
+    return save_maps(path, shown, f"Attention of layer {layer}, mean over heads. {caption(run)}")
+
+
+def save_attention_of_both(path, run, base):
+    """Save the attention maps of two trained models side by side on one colour scale, and return the path.
+
+    run, base: of the same model and sample sentences; raises as save_attention_maps does.
+    """
+    if not all((r["folder"] / "model").is_dir() for r in (run, base)):
+        raise ValueError("one of the runs saved no model")
+    layer, sentences = first_selected_layer(run), run["settings"]["sample_sentences"]
+    maps = {r["settings"]["update_rule"]: attention_maps(r["folder"] / "model", sentences, layer) for r in (base, run)}
+    name, base_name = run["settings"]["update_rule"], base["settings"]["update_rule"]
+    text = f"Attention of layer {layer} after training, mean over heads, seed {run['settings']['seed']}. {task(run)}"
+    return save_maps(path, {**maps, f"{name} - {base_name}": None}, text)
+
+
+def save_maps(path, columns, title):
+    """Save attention maps as a figure, a row per sentence, and return the path.
+
+    columns: dict of title -> list of (tokens, weights), one or two of them, which share their colour scale; a third,
+    whose value is None, is the second minus the first.
+    """
+    *maps, _ = columns.values() if len(columns) > 1 else [*columns.values(), None]
+    side = max(3.2, 0.28 * max(len(tokens) for tokens, _ in maps[0]) + 1.2)
+    figure = new_figure(side * len(columns) + 1.6, side * len(maps[0]) + 0.5)
+    grid = figure.subplots(len(maps[0]), len(columns), squeeze=False)
+    for axes, *found in zip(grid, *maps, strict=True):
+        tokens, top = found[0][0], max(weights.max() for _, weights in found)
+        for ax, (_, weights) in zip(axes, found, strict=False):
+            plot_attention(ax, tokens, weights, (0, top), WEIGHT_COLOURS)
+        if len(columns) > 1:
+            difference = found[1][1] - found[0][1]
+            largest = max(np.abs(difference).max(), 1e-9)
+            plot_attention(axes[2], tokens, difference, (-largest, largest), DIFFERENCE_COLOURS)
+        for ax, when in zip(axes, columns, strict=True):
             ax.set_title(when, fontsize=9)
-            if when != "before training":
-                figure.colorbar(ax.images[0], ax=ax, shrink=0.8)
-    add_title(figure, f"Attention of layer {layer}, mean over heads. {caption(run)}")
+        for ax in axes[len(found) - 1 :]:
+            figure.colorbar(ax.images[0], ax=ax, shrink=0.8)
+    add_title(figure, title)
     return save_figure(figure, path)
 
 

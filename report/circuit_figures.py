@@ -1,6 +1,6 @@
 """Figures of circuits (response, covariance of the measured gradient) and of devices.
 
-Plot functions take an Axes and return it. *_figure functions return a Figure and its caption.
+Plot functions take an Axes and return it. *_figure functions return a Figure and its title, device_figure the Figure.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 import quantum_circuits
-from report.figures import COLOURS, add_legend, new_figure
+from report.figures import COLOURS, add_legend, add_note, new_figure
 from report.statistics import spread
 from report.study import final, settings_of
 from update_rules import RULES
@@ -22,8 +22,8 @@ def response_figure(settings):
     for ax, name in zip(axes, quantum_circuits.CIRCUITS, strict=True):
         plot_response(ax, quantum_circuits.build_ansatz(name, n, angle), shots, name)
     axes[0].set_ylabel(f"decoded mean of qubit {min(1, n - 1)}")
-    add_legend(figure, axes[-1], 3)
-    return figure, f"Response of each circuit, {n} qubits, band of two standard deviations at {shots} shots."
+    add_legend(figure, axes[-1], 3, f"Bands: two standard deviations of the mean of {shots} shots.")
+    return figure, f"Response of each circuit, {n} qubits"
 
 
 def plot_response(ax, ansatz, shots, name):
@@ -58,7 +58,7 @@ def covariance_figure(settings):
     left, right = figure.subplots(1, 2)
     plot_covariance(left, decoded_covariance(ansatz, covariance), "quantum")
     plot_covariance(right, decoded_covariance(ansatz, np.diag(np.diag(covariance))), "independent")
-    return figure, f"Covariance of the measured gradient in one shot, {circuit}, every x = 0.6 and max |g| = 1."
+    return figure, f"Covariance of the measured gradient in one shot, {circuit}, every x = 0.6 and max |g| = 1"
 
 
 def decoded_covariance(ansatz, covariance):
@@ -97,25 +97,30 @@ def group_by_device(runs):
 
 
 def device_figure(arms):
-    """Accuracy, cosine and response of each device; arms: as group_by_device returns them."""
-    figure = new_figure(11, 3.8)
-    left, middle, right = figure.subplots(1, 3)
-    plot_by_device(left, arms, lambda run: final(run, "accuracy"), "final accuracy")
-    plot_by_device(middle, arms, lambda run: run["statistics"]["mean_cosine"], "cosine to the whole gradient")
-    middle.set_yticklabels([])
-    plot_device_response(right, arms)
-    return figure, (
-        "What the noise of a device does: accuracy and cosine, mean and one standard deviation over the seeds, and "
-        "decoded means of random groups, where a slope below 1 is the bias of the noise."
-    )
+    """Accuracy, where it differs, cosine and response of each device; arms: as group_by_device returns them."""
+    columns = {
+        "final accuracy": lambda run: final(run, "accuracy"),
+        "cosine to the whole gradient": lambda run: run["statistics"]["mean_cosine"],
+    }
+    shown = {k: v for k, v in columns.items() if len({str(list(map(v, arm.values()))) for arm in arms.values()}) > 1}
+    figure = new_figure(4 + 3.5 * len(shown), 3.8)
+    *axes, last = figure.subplots(1, len(shown) + 1, squeeze=False)[0]
+    for index, (ax, (label, value)) in enumerate(zip(axes, shown.items(), strict=True)):
+        plot_by_device(ax, arms, value, label)
+        if index:
+            ax.set_yticklabels([])
+    plot_device_response(last, arms)
+    add_note(figure, "Bars: Student's 95% interval over the seeds. Points: random groups; a slope below 1 is a bias.")
+    return figure
 
 
 def plot_by_device(ax, arms, value, label):
-    """Plot mean and one standard deviation over the seeds of value(run), a line per arm."""
+    """Plot mean and Student's 95% interval over the seeds of value(run), a line per arm."""
     for place, arm in enumerate(arms.values()):
-        mean, deviation, _ = spread([value(run) for run in arm.values()])
-        ax.errorbar(mean, place, xerr=deviation or 0, color=RULES["quantum"].colour, marker="o", capsize=4)
-    ax.set_yticks(range(len(arms)), list(arms), fontsize=8)
+        mean, _, interval = spread([value(run) for run in arm.values()])
+        half = interval[1] - mean if interval else 0
+        ax.errorbar(mean, place, xerr=half, color=RULES["quantum"].colour, marker="o", capsize=4)
+    ax.set_yticks(range(len(arms)), [f"{name}\nn = {len(arm)}" for name, arm in arms.items()], fontsize=8)
     ax.set_ylim(len(arms) - 0.5, -0.5)
     ax.set_xlabel(label)
     ax.grid(axis="x", alpha=0.3)

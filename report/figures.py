@@ -67,11 +67,32 @@ def add_title(figure, text):
     figure.suptitle(literal(textwrap.fill(text, int(13 * figure.get_figwidth()))), fontsize=9)
 
 
-def add_legend(figure, ax, columns):
-    """Put the legend of ax below the whole figure."""
-    handles, labels = ax.get_legend_handles_labels()
-    columns = columns if max(map(len, labels), default=0) <= 44 else 1  # two long ones side by side would be cut off
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+def add_legend(figure, ax, columns, note=None):
+    """Put the legend of ax below the whole figure, which grows by its rows; over it a note, as add_note does."""
+    handles, names = ax.get_legend_handles_labels()
+    columns = columns if max(map(len, names), default=0) <= 44 else 1  # two long ones side by side would be cut off
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
+    names = [textwrap.fill(literal(name), int(13 * figure.get_figwidth())) for name in names]
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        title=note,
+        title_fontsize=8,
+    )
+
+
+def add_note(figure, text):
+    """Put what bands and bars mean below the axes of a figure."""
+    figure.supxlabel(literal(textwrap.fill(text, int(15 * figure.get_figwidth()))), fontsize=8, color="#444444")
+
+
+def wrapped(names, width=44):
+    """Labels for the ticks of an axis, each in lines of at most that many characters."""
+    return [literal(textwrap.fill(name, width)) for name in names]
 
 
 def save_figure(figure, path):
@@ -80,41 +101,49 @@ def save_figure(figure, path):
     return path
 
 
-def save_or_explain(save, path, run):
-    """[path] of the figure that save(path, run) writes; [], and a line that says why, if it cannot be made."""
+def save_or_explain(save, path, *runs):
+    """[path] of the figure that save(path, *runs) writes; [], and a line that says why, if it cannot be made."""
     try:
-        return [save(path, run)]
+        return [save(path, *runs)]
     except (ValueError, OSError) as error:
         print(f"  no {path.stem}: {one_line(error)}")
         return []
 
 
 def save_curves(path, run):
-    """Save loss and accuracy over the steps of a run as a figure, and return the path.
+    """Save loss, accuracy and, where it was measured, cosine over the steps of a run as a figure, and return the path.
 
     Raises ValueError if metrics.csv has no rows.
     """
     if not run["rows"]:
         raise ValueError("metrics.csv has no rows")
-    figure = new_figure(9, 3.8)
-    for ax, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        plot_curve(ax, run["rows"], quantity, RULES[run["settings"]["update_rule"]].colour)
-    add_legend(figure, ax, 2)
+    colour, steps = RULES[run["settings"]["update_rule"]].colour, [r for r in run["rows"] if r["cosine"] is not None]
+    figure = new_figure(12 if steps else 9, 3.8)
+    axes = figure.subplots(1, 3 if steps else 2)
+    for ax, quantity in zip(axes, ("loss", "accuracy"), strict=False):
+        plot_curve(ax, run["rows"], quantity, colour)
+    if steps:
+        axes[2].plot([row["step"] for row in steps], [row["cosine"] for row in steps], color=colour, lw=1.2)
+        axes[2].set(xlabel="step", ylabel="cosine of update and gradient", ylim=(min(0, *axes[2].get_ylim()), 1.02))
+        axes[2].grid(alpha=0.3)
+    add_legend(figure, axes[0], 2)
     add_title(figure, caption(run))
     return save_figure(figure, path)
 
 
-def plot_curve(ax, rows, quantity, colour):
-    """Plot "loss" or "accuracy" over steps: training batches, thin and grey, and evaluation set, in the colour given.
+def plot_curve(ax, rows, quantity, colour, name="", batch_colour=BATCH_COLOUR):
+    """Plot "loss" or "accuracy" over steps: training batches, thin, and evaluation set, in the colour given.
 
-    rows: of metrics.csv, dicts.
+    rows: of metrics.csv, dicts. name: of the run, for the legend where there are several.
     """
     steps = [row for row in rows if row["loss"] is not None]
     evaluated = [row for row in rows if row[f"eval_{quantity}"] is not None]
     batches = [row["step"] for row in steps], [row[quantity] for row in steps]
-    ax.plot(*batches, color=BATCH_COLOUR, lw=0.9, label="training batch")
+    prefix = f"{name}, " if name else ""
+    ax.plot(*batches, color=batch_colour, lw=0.9, alpha=0.5 if name else 1, label=f"{prefix}training batch")
     points = [row["step"] for row in evaluated], [row[f"eval_{quantity}"] for row in evaluated]
-    ax.plot(*points, color=colour, marker="o", ms=5, label="evaluation set")
+    size = 5 if len(evaluated) < 20 else 3
+    ax.plot(*points, color=colour, marker="o", ms=size, label=f"{prefix}evaluation set")
     ax.set(xlabel="step", ylabel=quantity)
     if quantity == "accuracy":
         ax.set_ylim(0, 1.02)

@@ -9,56 +9,91 @@ from pathlib import Path
 
 import jinja2
 
+from harness import run_folder
 from harness.files import write_text
 from report.figures import study_caption
-from report.statistics import spread
-from report.study import evaluation_half_width, final, seconds
+from report.statistics import SMALLEST_N, spread
+from report.study import compared, final
+from report.words import headroom_in_words
+
+JUDGED = (
+    "Intervals are Student's, over seeds: they say nothing about other sentences than those evaluated. The verdict is "
+    "that of Student's paired test and of two one-sided tests against the margin; the sign-flip test, which assumes no "
+    "normal distribution, stands beside it. {family} With fewer than {least} seeds a sign-flip test cannot reach "
+    "p < 0.05: such comparisons are no part of that family, their p are corrected among themselves (Bonferroni). "
+    "One seed is judged by exact McNemar on its predictions. Corrected intervals hold together with 95% (Bonferroni); "
+    "Holm's tests can find what they do not. A planned number of seeds aims at a power of 80%."
+)
 
 
-def report_content(runs, arms, comparisons, sentences, figures):
-    """What the report says, a dict: title, caption, sentences, note, results and records (tables), figures.
-
-    Arms and comparisons: as in report/study.py. sentences: the conclusion. figures: list of (path, caption).
+def report_content(study, figures):
+    """What the report says, a dict: title, caption, sentences (head), others (sentences), note, results and records
+    (tables), figures. study: as study.read_study returns it. figures: list of (path, caption).
     """
-    examples = runs[0]["environment"]["data"]["evaluation_examples"]
+    question, runs, rows = study["question"], study["runs"], study["comparisons"]
+    head = [f"Expected before the runs: {question['prediction']}"] if "prediction" in question else []
+    head += [f"Primary comparison: {row['conclusion']}" for row in rows if row["part"] == "primary"]
+    head += headroom_in_words(study["headroom"])
+    others = [row["conclusion"] for row in rows if row["part"] != "primary"]
+    others += [f"{text}: no runs to compare yet." for text in study["missing"]]
+    family = [f"{row['arm']} against {row['base']}" for row in rows if row["family"] == "secondary"]
+    named = f"The Holm family, {len(family)} comparisons: {'; '.join(family)}." if family else "No Holm family."
+    results = [accuracy_table(study["arms"]), comparison_table(rows), recovered_table(study["recovered"])]
+    if not rows:
+        others.append("No two arms of the study differ in one respect and share a seed: nothing to compare.")
     return {
-        "title": "Does the quantum part help?",
+        "title": question.get("question") or f"{compared(study['arms'])}: compared seed by seed",
         "caption": study_caption(runs),
-        "sentences": sentences,
-        "note": f"Evaluated on {examples} sentences, whose own 95% half-width is "
-        f"{100 * evaluation_half_width(runs[0]):.1f} points: a single "
-        "accuracy is known no better than that. Intervals of means are Student's, of paired differences percentile "
-        "bootstraps; p-values are sign-flip permutation tests, corrected by Holm over all comparisons here.",
-        "results": [accuracy_table(arms), comparison_table(comparisons)],
+        "sentences": head,
+        "others": others,
+        "note": JUDGED.format(family=named, least=SMALLEST_N),
+        "results": [table for table in results if table[2]],
         "figures": figures,
         "records": [settings_table(runs), versions_table(runs), runs_table(runs)],
     }
 
 
 def accuracy_table(arms):
-    """The final accuracy and loss of each arm, and the time a run took, seconds."""
+    """The final accuracy and loss of each arm."""
     rows = []
     for label, arm in arms.items():
         mean, deviation, interval = spread([final(run, "accuracy") for run in arm.values()])
         loss, loss_deviation, _ = spread([final(run, "loss") for run in arm.values()])
         interval = interval and [min(max(end, 0.0), 1.0) for end in interval]  # Student's knows no bounds
         cells = [label, len(arm), f"{mean:.4f}", number(deviation, ".4f"), bounds(interval, ".4f")]
-        cells += [f"{loss:.4f}", number(loss_deviation, ".4f")]
-        rows.append([*cells, f"{spread([seconds(run) for run in arm.values()])[0]:.1f}"])
-    header = ["arm", "n", "accuracy", "sd", "95% interval", "loss", "sd", "seconds"]
-    return "Final accuracy, loss and time", header, rows
+        rows.append([*cells, f"{loss:.4f}", number(loss_deviation, ".4f")])
+    return "Final accuracy and loss", ["arm", "n", "accuracy", "sd", "95% interval", "loss", "sd"], rows
 
 
 def comparison_table(comparisons):
-    """The paired differences of final accuracy, points."""
+    """The paired differences of final accuracy, points, and the tests of them."""
     rows = []
     for row in comparisons:
-        cells = [row["arm"], row["base"], row["n"], f"{100 * row['mean']:+.2f}"]
-        cells.append(bounds(row["interval"] and [100 * end for end in row["interval"]], "+.2f"))
-        small = "yes" if abs(row["mean"]) < row["half_width"] else "no"
-        rows.append([*cells, number(row["p"], ".3f"), number(row["p_holm"], ".3f"), small])
-    header = ["arm", "minus", "n", "difference", "95% interval", "p", "p (Holm)", "below half-width"]
-    return "Paired differences of accuracy, points", header, rows
+        interval = row["interval"] and [100 * end for end in row["interval"]]
+        cells = [
+            row["family"],
+            row["arm"],
+            row["base"],
+            row["n"],
+            f"{100 * row['mean']:+.2f}",
+            bounds(interval, "+.2f"),
+        ]
+        tests = [number(row[f"{name}_adjusted"], ".3f") for name in ("p", "p_flip", "p_equal")]
+        shown = row["smallest_effect"] and 100 * row["smallest_effect"]
+        rows.append([*cells, *tests, number(shown, ".2f"), row["seeds"] or "-", row["verdict"]])
+    header = ["family", "arm", "minus", "n", "difference", "95% interval", "p", "p (sign flips)", "p (not equivalent)"]
+    return "Paired differences of accuracy, points", [*header, "could show", "n to decide", "verdict"], rows
+
+
+def recovered_table(recovered):
+    """The part of the headroom that each arm recovers."""
+    rows = []
+    for row in recovered:
+        bases = f"{row['classical']}; {row['frozen']}"
+        cell = bounds(row["interval"], ".2f") if row["interval"] else "no bounds"
+        rows.append([row["arm"], bases, row["n"], number(row["fraction"], ".2f"), cell])
+    header = ["arm", "between", "n", "fraction", "95% interval (Fieller)"]
+    return "Recovered fraction of the headroom, (rule - frozen) / (classical - frozen)", header, rows
 
 
 def settings_table(runs):
@@ -82,8 +117,9 @@ def runs_table(runs):
         environment, settings = run["environment"], run["settings"]
         commit = (environment.get("git_commit") or "-")[:10] + ("+" if environment.get("git_dirty") else "")
         weights = environment.get("initial_weights_sha256", "-")[:10]
+        seconds = sum(run["statistics"][f"seconds_{stage}"] for stage in run_folder.STAGES)
         name = run["folder"].name
-        rows.append([name, settings["update_rule"], settings["seed"], commit, weights, f"{seconds(run):.1f}"])
+        rows.append([name, settings["update_rule"], settings["seed"], commit, weights, f"{seconds:.1f}"])
     return "Runs", ["run", "rule", "seed", "commit", "initial weights", "seconds"], rows
 
 

@@ -1,11 +1,22 @@
-"""Statistics of a study: pure functions on arrays."""
+"""Statistics of a study: pure functions on arrays.
+
+Accuracies and their differences are fractions: 0.01 is one point. Differences are paired, one for each seed.
+"""
 
 import numpy as np
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+ALPHA, POWER = 0.05, 0.8
+EQUIVALENCE_MARGIN = 0.01  # differences smaller than one point do not matter, stated before any run
+SMALLEST_N = 6  # pairs from which on a sign-flip test can reach p < ALPHA: with five, p is at least 2 / 2^5 = 0.0625
+LARGEST_N = 1000  # seeds that plans look at
 
 
-def spread(values):
-    """Mean, standard deviation (n - 1 in the denominator) and Student's 95% interval of the mean.
+def spread(values, alpha=ALPHA):
+    """Mean, standard deviation (n - 1 in the denominator) and Student's interval of the mean at level 1 - alpha.
 
     values: floats, shape (n,). Returns (mean, deviation, (low, high)); (mean, None, None) for n = 1.
     """
@@ -14,45 +25,121 @@ def spread(values):
     if len(values) < 2:
         return mean, None, None
     deviation = float(values.std(ddof=1))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * deviation / np.sqrt(len(values))
+    half = float(stats.t.ppf(1 - alpha / 2, len(values) - 1)) * deviation / np.sqrt(len(values))
     return mean, deviation, (mean - half, mean + half)
 
 
-def paired(differences):
-    """Mean of paired differences, its 95% bootstrap interval and the two-sided p of a sign-flip permutation test.
+def paired(differences, margin=EQUIVALENCE_MARGIN, resolution=0.0):
+    """Tests of paired differences, a dict: n, mean, deviation, p, p_flip, p_equal; all but n and mean None for n = 1.
 
-    differences: floats, shape (n,). Returns (mean, (low, high), p); (mean, None, None) for n = 1. The interval is the
-    percentile bootstrap of the mean, 10,000 resamples with a fixed seed. The test enumerates all 2^n sign flips up to
-    n = 13 and samples 10,000 of them beyond.
+    p: of Student's test that the mean is 0, two-sided. p_flip: of the sign-flip test of the same. p_equal: of two
+    one-sided Student's tests that the mean lies outside of ±margin; small means equivalent.
+
+    differences: floats, shape (n,). resolution: the weight of one evaluated example, 1 / examples. The deviation that
+    Student's tests use is no smaller than this: less scatter is what rounding leaves, and zeros prove nothing.
+
+    Source: D. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 657 (1987), for the one-sided tests.
     """
-    differences = np.asarray(differences, dtype=float)
-    mean = float(differences.mean())
-    if len(differences) < 2:
-        return mean, None, None
-    if np.ptp(differences) == 0:
-        interval = (mean, mean)
-    else:
-        drawn = stats.bootstrap((differences,), np.mean, n_resamples=10_000, method="percentile", rng=0)
-        interval = (float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
+    n = len(differences)
+    mean, deviation, _ = spread(differences)
+    if n < 2:
+        return {"n": n, "mean": mean, **dict.fromkeys(("deviation", "p", "p_flip", "p_equal"))}
+    deviation = max(deviation, resolution, 1e-12)
+    error = deviation / np.sqrt(n)
+    return {
+        "n": n,
+        "mean": mean,
+        "deviation": deviation,
+        "p": float(2 * stats.t.sf(abs(mean) / error, n - 1)),
+        "p_flip": sign_flip_p(differences),
+        "p_equal": float(stats.t.sf((margin - abs(mean)) / error, n - 1)),
+    }
+
+
+def student_interval(result, alpha):
+    """Student's interval (low, high) of the mean at level 1 - alpha from what `paired` returned; None for n = 1."""
+    if result["n"] < 2:
+        return None
+    error = result["deviation"] / np.sqrt(result["n"])
+    return tuple(float(end) for end in stats.t.interval(1 - alpha, result["n"] - 1, loc=result["mean"], scale=error))
+
+
+def sign_flip_p(differences):
+    """Two-sided p of a sign-flip permutation test: all 2^n flips up to n = 13, 10,000 drawn with a fixed seed beyond.
+
+    differences: floats, shape (n,), n >= 2.
+    """
+    rounded = np.round(differences, 12)  # ties are ties
     flips = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", n_resamples=10_000, alternative="two-sided", rng=0
+        (rounded,), np.mean, permutation_type="samples", vectorized=True, n_resamples=10_000, rng=0
     )
-    return mean, interval, float(flips.pvalue)
+    return float(flips.pvalue)
 
 
-def holm(p_values):
-    """Holm's step-down adjustment of a family of p-values, a list; None, for a test not made, stays None.
+def adjusted(p_values, method="holm"):
+    """The p-values of one family, corrected, a list. method: as statsmodels' multipletests names it."""
+    return [float(p) for p in multipletests(p_values, method=method)[1]] if p_values else []
 
-    Source: S. Holm, Scandinavian Journal of Statistics 6, 65 (1979).
+
+def smallest_effect(deviation, n, alpha=ALPHA):
+    """The smallest true mean that Student's two-sided test at alpha finds with 80% power, given the deviation; n >= 2.
+
+    The power of the side on which the effect lies: the other adds less than alpha / 2, and statsmodels' two-sided
+    power is NaN for some small n.
     """
-    order = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
-    adjusted, highest = [None] * len(p_values), 0.0
-    for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, p * (len(order) - rank)))
-        adjusted[index] = highest
-    return adjusted
+    plan = {"nobs": n, "alpha": alpha / 2, "power": POWER, "alternative": "larger"}
+    return float(deviation * TTestPower().solve_power(effect_size=None, **plan))
 
 
-def half_width(accuracy, examples):
-    """Half of the 95% interval (normal approximation of the binomial) of an accuracy measured on that many examples."""
-    return 1.96 * np.sqrt(accuracy * (1 - accuracy) / examples)
+def seeds_to_decide(mean, deviation, margin=EQUIVALENCE_MARGIN, alpha=ALPHA):
+    """The smallest n with which one of the tests decides with 80% power if mean and deviation are the true ones.
+
+    Either Student's two-sided test finds the difference, or, where it lies within the margin, both one-sided tests do;
+    these get a power of 90% each for 80% together. None if that takes more than 1000 seeds.
+    """
+    sizes = np.arange(3, LARGEST_N + 1)
+
+    def found(effect, level, power):
+        return TTestPower().power(effect / deviation, sizes, level, alternative="larger") >= power
+
+    decided = found(abs(mean), alpha / 2, POWER) | found(max(margin - abs(mean), 0), alpha, (1 + POWER) / 2)
+    return int(sizes[decided.argmax()]) if decided.any() else None
+
+
+def discordant(margins, base_margins):
+    """(gained, lost, p): predictions that are correct in the first alone, in the second alone, exact McNemar's p.
+
+    margins: floats, shape (examples,), above 0 where a prediction is correct; of the same examples in both.
+    Source: Q. McNemar, Psychometrika 12, 153 (1947).
+    """
+    mine, theirs = np.asarray(margins) > 0, np.asarray(base_margins) > 0
+    gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    return gained, lost, float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
+
+
+def smallest_discordant_effect(gained, lost, examples, alpha=ALPHA):
+    """The smallest difference of two accuracies that McNemar's test at alpha finds with 80% power, normal
+    approximation, where as many predictions differ as differed here (one at least)."""
+    return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) * np.sqrt(max(gained + lost, 1)) / examples)
+
+
+def recovered_fraction(values, frozen, classical, alpha=ALPHA):
+    """(fraction, interval) of the headroom that a rule recovers, (rule - frozen) / (classical - frozen), of the means.
+
+    values, frozen, classical: accuracies, floats, shape (n,), paired by seed. The interval at level 1 - alpha is
+    Fieller's for paired means; None where n = 1 or the headroom's own interval reaches 0: it has no bounds then.
+
+    Source: E. Fieller, Journal of the Royal Statistical Society B 16, 175 (1954).
+    """
+    gain, headroom = np.subtract(values, frozen), np.subtract(classical, frozen)
+    n, top, bottom = len(gain), gain.mean(), headroom.mean()
+    if n < 2:
+        return (float(top / bottom) if bottom else None), None
+    t_squared = stats.t.ppf(1 - alpha / 2, n - 1) ** 2
+    (top_variance, covariance), (_, variance) = np.cov(gain, headroom) / n
+    a = bottom**2 - t_squared * variance
+    if a <= 1e-12:
+        return (float(top / bottom) if bottom else None), None
+    b, c = top * bottom - t_squared * covariance, top**2 - t_squared * top_variance
+    root = np.sqrt(max(b**2 - a * c, 0.0))
+    return float(top / bottom), (float((b - root) / a), float((b + root) / a))

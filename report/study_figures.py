@@ -1,126 +1,264 @@
-"""Figures of a study. Plot functions take an Axes and return it.
-
-Arms and comparisons: as in report/study.py.
-"""
+"""Figures of a study. Plot functions take an Axes and return it. A study: as report/study.py reads it."""
 
 import numpy as np
+from matplotlib.colors import to_rgb
 
-import config
-from report import circuit_figures
+from report import circuit_figures, labels
 from report.attention import save_attention_maps
-from report.figures import STAGE_COLOURS, add_legend, new_figure, save_figure, save_or_explain, study_caption
+from report.figures import (
+    STAGE_COLOURS,
+    add_legend,
+    add_note,
+    add_title,
+    new_figure,
+    save_figure,
+    save_or_explain,
+    study_caption,
+    wrapped,
+)
 from report.statistics import spread
-from report.study import final, rule_of, settings_of
+from report.study import compared, final, rule_of, settings_of
+from report.words import with_n
 from update_rules import RULES
 
 LINE_STYLES = ("-", "--", "-.", ":")
+MOST_PANELS = 12  # of differences over training
+MARGIN_COLOUR = "#DDDDDD"
 
 
-def save_study_figures(out, runs, arms, comparisons):
+def save_study_figures(out, study):
     """Save every figure of a study in the folder out, and return a list of (path, caption)."""
-    saved = []
-    for name, figure, text in study_figures(runs, arms, comparisons):
-        saved.append((save_figure(figure, out / f"{name}.png"), f"{text} {study_caption(runs)}."))
+    saved, task = [], study_caption(study["runs"])
+    for name, figure, text in study_figures(study):
+        add_title(figure, text)
+        saved.append((save_figure(figure, out / f"{name}.png"), f"{text}. {task}."))
     for rule in RULES:
-        kept = [r for r in runs if r["settings"]["update_rule"] == rule and (r["folder"] / "model").is_dir()]
+        kept = [r for r in study["runs"] if r["settings"]["update_rule"] == rule and (r["folder"] / "model").is_dir()]
         for run in kept[:1]:
             text = f"Attention before and after training and their difference, {rule}, seed {run['settings']['seed']}."
             saved += [(p, text) for p in save_or_explain(save_attention_maps, out / f"attention_{rule}.png", run)]
     return saved
 
 
-def study_figures(runs, arms, comparisons):
-    """Yield (name, Figure, caption) of every figure that the runs of a study have data for, attention maps aside."""
+def study_figures(study):
+    """Yield (name, Figure, title) of every figure that the runs of a study have data for, attention maps aside."""
+    runs, arms, rows = study["runs"], study["arms"], study["comparisons"]
+    everyone = compared(arms)
+    if rows:
+        yield (
+            "paired_differences",
+            forest_figure(rows),
+            f"Final accuracy, paired differences on the same seeds: {everyone}",
+        )
+        yield (
+            "differences_over_training",
+            differences_figure(arms, rows),
+            f"Difference of accuracy over training: {everyone}",
+        )
+    if bounded := [row for row in study["recovered"] if row["interval"]]:
+        names = [with_n(row["arm"], row["n"]) for row in bounded]
+        figure = rows_figure(names)
+        plot_recovered(figure.subplots(), bounded, names)
+        add_note(figure, "Bar: Fieller's 95% interval. Dashed: none of it, and all of it.")
+        yield "recovered_fraction", figure, "Part of the headroom recovered, (rule - frozen) / (classical - frozen)"
     for name, column, label, text in (
-        ("learning_curves", "eval_accuracy", "accuracy", "Accuracy on the evaluation set over training"),
-        ("cosine", "cosine", "cosine", "Cosine between the update of the selected weights and their gradient"),
+        ("learning_curves", "eval_accuracy", "accuracy", f"Accuracy on the evaluation set: {everyone}"),
+        ("cosine", "cosine", "cosine", f"Cosine of the selected weights' update and gradient: {everyone}"),
     ):
-        figure = new_figure(7, 4)
-        add_legend(figure, plot_over_steps(figure.subplots(), arms, column, label), 2)
-        yield name, figure, f"{text}: mean over the seeds, band of one standard deviation."
-    if comparisons:
-        figure = new_figure(7, 1.2 + 0.35 * len(comparisons))
-        plot_differences(figure.subplots(), comparisons)
-        text = "Paired differences of final accuracy, 95% bootstrap intervals"
-        yield "paired_differences", figure, f"{text}; grey: the evaluation set's own half-width."
-    measured = [r["settings"] for r in runs if RULES[r["settings"]["update_rule"]].measures]
-    for name, label in (("shots", "shots per circuit"), ("entangling_angle", "entangling angle, radians")):
-        if len({settings[name] for settings in measured if name in config.settings_that_affect_result(settings)}) > 1:
-            figure = new_figure(6, 4)
-            ax = plot_sweep(figure.subplots(), arms, name, label)
-            if name == "shots":
-                ax.set_xscale("log")
-            add_legend(figure, ax, 2)
-            yield f"accuracy_by_{name}", figure, f"Final accuracy against {label}: mean, one standard deviation."
+        figure = new_figure(8, 3.6)
+        ax = plot_over_steps(figure.subplots(), arms, column, label)
+        add_legend(figure, ax, 2, "Lines: means over the n seeds of each arm.")
+        yield name, figure, text
+    for name in swept(arms):
+        figure = new_figure(7, 3.6)
+        ax = plot_sweep(figure.subplots(), arms, name)
+        add_legend(
+            figure, ax, 2, "Bars: Student's 95% interval over the seeds. Without points: does not use the setting."
+        )
+        yield f"accuracy_by_{name}", figure, f"Final accuracy by {name.replace('_', ' ')}: {everyone}"
     devices = circuit_figures.group_by_device(runs)
     if len(devices) > 1:
-        yield "devices", *circuit_figures.device_figure(devices)
-    figure = new_figure(7, 1.4 + 0.35 * len(arms))
-    add_legend(figure, plot_cost(figure.subplots(), arms), 4)
-    yield "cost", figure, "Seconds per step and where they go; circuits per step beside the bars."
-    settings = measured[0] if measured else runs[0]["settings"]
-    yield "response", *circuit_figures.response_figure(settings)
-    yield "covariance", *circuit_figures.covariance_figure(settings)
+        yield "devices", circuit_figures.device_figure(devices), "What the noise of a device does"
+    if all(run["environment"].get("timed_alone") for run in runs):
+        figure = rows_figure(arms)
+        ax = plot_cost(figure.subplots(), arms)
+        add_legend(
+            figure, ax, 4, "Means over the steps of all seeds, runs timed alone; beside the bars circuits per step."
+        )
+        yield "cost", figure, f"Seconds per step and where they go: {everyone}"
+    for run in [run for run in runs if RULES[run["settings"]["update_rule"]].measures][:1]:
+        yield "response", *circuit_figures.response_figure(run["settings"])
+        yield "covariance", *circuit_figures.covariance_figure(run["settings"])
+
+
+def rows_figure(names, extra=1.2):
+    """An empty Figure for a row of data to each name: high and wide enough for the names beside the axis."""
+    lines = [line for name in wrapped(names) for line in name.split("\n")]
+    return new_figure(4.8 + 0.07 * max(map(len, lines)), extra + 0.2 * len(lines) + 0.15 * len(names))
+
+
+def name_rows(ax, names):
+    """Write names, wrapped, beside the rows 0, 1, ... of an axis, the first on top."""
+    ax.set_yticks(range(len(names)), wrapped(names), fontsize=8)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    return ax
+
+
+def forest_figure(rows):
+    """Paired differences of final accuracy, the primary one on top."""
+    first = "primary: " if any(row["part"] == "primary" for row in rows) else ""
+    rows = sorted(rows, key=lambda row: row["part"])
+    names = [with_n(f"{first * (r['part'] == 'primary')}{r['arm']} - {r['base']}", r["n"]) for r in rows]
+    figure = rows_figure(names, 1.6)
+    plot_differences(figure.subplots(), rows, names)
+    note = "Point: mean. Bar: Student's 95% interval"
+    if any(row["alpha"] < 0.05 for row in rows):
+        note += ", simultaneous for all rows that are corrected together"
+    add_note(
+        figure,
+        f"{note}; one seed has none, at an edge it goes on. Grey: the margin, ±{100 * rows[0]['margin']:g} points.",
+    )
+    return figure
+
+
+def plot_differences(ax, rows, names):
+    """Plot paired differences of final accuracy, points, with their intervals, a row for each comparison."""
+    ax.axvspan(-100 * rows[0]["margin"], 100 * rows[0]["margin"], color=MARGIN_COLOUR, lw=0)
+    ax.axvline(0, color="black", lw=0.8)
+    for place, row in enumerate(rows):
+        colour = RULES[row["rule"]].colour
+        if row["interval"]:
+            ax.plot([100 * end for end in row["interval"]], [place, place], color=colour, lw=2)
+        ax.plot(100 * row["mean"], place, "o", color=colour)
+        if row["part"] == "primary" and len(rows) > 1:
+            ax.axhline(place + 0.5, color="black", lw=0.8)
+    edge = min(100, max(5, 200 * rows[0]["margin"], *(400 * abs(row["mean"]) for row in rows)))
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(low, -edge), min(high, edge))
+    name_rows(ax, names).set_xlabel("difference of accuracy, points")
+    return ax
+
+
+def differences_figure(arms, rows):
+    """Differences of accuracy at every evaluation, a panel for each comparison."""
+    shown = sorted(rows, key=lambda row: row["part"])[:MOST_PANELS]
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = new_figure(max(3.6 * columns, 5), 2.3 * lines + 0.9)
+    axes = figure.subplots(lines, columns, sharex=True, squeeze=False)
+    for index, (ax, row) in enumerate(zip(axes.flat, shown, strict=False)):
+        plot_difference_over_steps(ax, arms[row["arm"]], arms[row["base"]], row["margin"])
+        ax.set_title("\n".join(wrapped([with_n(f"{row['arm']} - {row['base']}", row["n"])], 38)), fontsize=8)
+        if index + columns < len(shown):
+            ax.set_xlabel("")
+        ax.tick_params(labelbottom=index + columns >= len(shown))
+    for ax in axes.flat[len(shown) :]:
+        ax.remove()
+    for line in axes:
+        line[0].set_ylabel("points")
+    note = "Line: mean of paired differences. Band: Student's 95% interval at each step by itself. "
+    note += f"Grey: ±{100 * shown[0]['margin']:g} points. Each panel has its own scale."
+    if len(rows) > len(shown):
+        note += f" The first {len(shown)} of {len(rows)} comparisons."
+    add_note(figure, note)
+    return figure
+
+
+def by_step(runs, column):
+    """(steps, values) of a column of metrics.csv: steps at which all runs have a value; floats (steps, runs)."""
+    found = [{row["step"]: row[column] for row in run["rows"] if row[column] is not None} for run in runs]
+    steps = sorted(set.intersection(*map(set, found)))
+    return steps, np.array([[values[step] for values in found] for step in steps])
+
+
+def plot_difference_over_steps(ax, arm, base, margin):
+    """Plot the difference of evaluation accuracy, points, over steps: mean over seeds and Student's 95% interval."""
+    seeds = sorted(arm.keys() & base.keys())
+    steps, values = by_step([a[seed] for a in (arm, base) for seed in seeds], "eval_accuracy")
+    differences = 100 * (values[:, : len(seeds)] - values[:, len(seeds) :])
+    colour = RULES[rule_of(arm)].colour
+    ax.axhspan(-100 * margin, 100 * margin, color=MARGIN_COLOUR, lw=0)
+    ax.axhline(0, color="black", lw=0.8)
+    ax.plot(steps, differences.mean(axis=1), color=colour, marker="o" if len(steps) < 20 else None, ms=3)
+    if len(seeds) > 1:
+        low, high = np.array([spread(row)[2] for row in differences]).T
+        ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
+    reach = max(200 * margin, *map(abs, ax.get_ylim()))
+    ax.set_ylim(-reach, reach)
+    ax.set_xlabel("step")
+    return ax
+
+
+def plot_recovered(ax, rows, names):
+    """Plot the recovered fraction of the headroom, with its interval, a row for each arm; all have one."""
+    for place, row in enumerate(rows):
+        colour = RULES[row["rule"]].colour
+        ax.plot(row["interval"], [place, place], color=colour, lw=2)
+        ax.plot(row["fraction"], place, "o", color=colour)
+    for end in (0, 1):
+        ax.axvline(end, color="black", lw=0.8, ls="--")
+    name_rows(ax, names).set_xlabel("recovered fraction: 0 = as frozen, 1 = as classical")
+    return ax
+
+
+def styles(arms):
+    """Colour and line style of each arm, a dict by label: the rule's colour, paler for each further arm of the rule."""
+    found, seen = {}, {}
+    for name, arm in arms.items():
+        number = seen[rule_of(arm)] = seen.get(rule_of(arm), -1) + 1
+        pale = min(0.18 * number, 0.6)
+        colour = tuple(pale + (1 - pale) * part for part in to_rgb(RULES[rule_of(arm)].colour))
+        found[name] = {"color": colour, "ls": LINE_STYLES[number % len(LINE_STYLES)]}
+    return found
 
 
 def plot_over_steps(ax, arms, column, label):
-    """Plot a column of metrics.csv over steps, a line per arm: mean over the seeds, band of one standard deviation.
-
-    The deviation has n - 1 in the denominator; where there is but one seed there is no band.
-    """
-    for index, (arm_label, arm) in enumerate(arms.items()):
-        values = {}
-        for run in arm.values():
-            for row in run["rows"]:
-                if row[column] is not None:
-                    values.setdefault(row["step"], []).append(row[column])
-        if not values:
-            continue
-        steps, colour = sorted(values), RULES[rule_of(arm)].colour
-        mean = np.array([np.mean(values[step]) for step in steps])
-        style = LINE_STYLES[index % len(LINE_STYLES)]
-        ax.plot(steps, mean, color=colour, ls=style, label=f"{arm_label} (n = {len(arm)})")
-        if len(arm) > 1:
-            deviation = [np.std(values[step], ddof=1) if len(values[step]) > 1 else np.nan for step in steps]
-            ax.fill_between(steps, mean - deviation, mean + deviation, color=colour, alpha=0.1, lw=0)
+    """Plot a column of metrics.csv over steps, a line per arm: mean over its seeds, where all of them have a value."""
+    for name, style in styles(arms).items():
+        steps, values = by_step(arms[name].values(), column)
+        if steps:
+            ax.plot(steps, values.mean(axis=1), label=with_n(name, len(arms[name])), **style)
     ax.set(xlabel="step", ylabel=label)
     ax.grid(alpha=0.3)
     return ax
 
 
-def plot_differences(ax, comparisons):
-    """Plot paired differences of accuracy, points, with bootstrap intervals; grey: the evaluation set's half-width."""
-    for place, row in enumerate(reversed(comparisons)):
-        colour = RULES[row["rule"]].colour
-        if row["interval"]:
-            ax.plot([100 * end for end in row["interval"]], [place, place], color=colour, lw=2)
-        ax.plot(100 * row["mean"], place, "o", color=colour)
-        width = 100 * row["half_width"]
-        ax.fill_betweenx([place - 0.4, place + 0.4], -width, width, color="#DDDDDD", lw=0)
-    ax.axvline(0, color="black", lw=0.8)
-    labels = [f"{row['arm']} - {row['base']}" for row in reversed(comparisons)]
-    ax.set_yticks(range(len(labels)), labels, fontsize=8)
-    ax.set_xlabel("difference of accuracy, points")
-    return ax
-
-
-def plot_sweep(ax, arms, name, label):
-    """Plot final accuracy against the setting called name: mean and one standard deviation of each arm.
-
-    Rules that do not use the setting are horizontal lines.
-    """
-    points = {}
+def swept(arms):
+    """Names of the settings that are numbers and take three values or more between the arms of one rule, a list."""
+    found = {}
     for arm in arms.values():
-        settings, rule = config.settings_that_affect_result(settings_of(arm)), rule_of(arm)
-        mean, deviation, _ = spread([final(run, "accuracy") for run in arm.values()])
+        for name, value in labels.used_settings(settings_of(arm)).items():
+            if type(value) in (int, float):
+                found.setdefault((name, rule_of(arm)), set()).add(value)
+    return sorted({name for (name, _), values in found.items() if len(values) > 2})
+
+
+def plot_sweep(ax, arms, name):
+    """Plot final accuracy against the setting called name, a line for the arms that differ in nothing else: mean and
+    Student's 95% interval. Rules that do not use the setting are horizontal lines."""
+    used = {label: labels.used_settings(settings_of(arm)) for label, arm in arms.items()}
+    rest = [other for other in labels.varying(used.values()) if other != name]
+    lines, places, looks = {}, set(), styles(arms)
+    for arm_label, arm in arms.items():
+        mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
+        line, settings = labels.label(used[arm_label], rest), used[arm_label]
         if name in settings:
-            points.setdefault(rule, []).append((settings[name], mean, deviation or 0))
+            places.add(settings[name])
+            half = (interval[1] - mean) if interval else 0
+            lines.setdefault((line, rule_of(arm)), []).append((settings[name], mean, half))
         else:
-            ax.axhline(mean, color=RULES[rule].colour, ls="--", lw=1, label=f"{rule}, which does not use it")
-    for rule, found in points.items():
-        x, mean, deviation = zip(*sorted(found), strict=True)
-        ax.errorbar(x, mean, deviation, color=RULES[rule].colour, marker="o", capsize=3, label=rule)
-    ax.set(xlabel=label, ylabel="accuracy")
+            ax.axhline(mean, color=looks[arm_label]["color"], ls="--", lw=1, label=line)
+    for index, ((line, rule), found) in enumerate(lines.items()):
+        if len(found) < 2:
+            continue
+        x, mean, half = zip(*sorted(found), strict=True)
+        style = LINE_STYLES[index % len(LINE_STYLES)]
+        ax.errorbar(x, mean, half, color=RULES[rule].colour, marker="o", capsize=3, label=line, ls=style)
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, 0), min(high, 1))
+    if min(places) > 0 and max(places) > 20 * min(places):
+        ax.set_xscale("log")
+    ax.set(xlabel=name.replace("_", " "), ylabel="accuracy")
     ax.grid(alpha=0.3)
     return ax
 
@@ -139,8 +277,6 @@ def plot_cost(ax, arms):
         statistics = next(iter(arm.values()))["statistics"]
         circuits = statistics["circuits"] // statistics["steps"]
         ax.text(left[place], place, f" {circuits:,} circuits", va="center", fontsize=8)
-    ax.set_yticks(range(len(arms)), list(arms), fontsize=8)
-    ax.invert_yaxis()
     ax.set_xlim(0, left.max() * 1.35)
-    ax.set_xlabel("seconds per step")
+    name_rows(ax, list(arms)).set_xlabel("seconds per step")
     return ax

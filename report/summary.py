@@ -1,5 +1,6 @@
 """What `python train.py` prints before and after a run."""
 
+from harness import run_folder
 from harness.run_folder import STAGES
 from quantum_circuits import num_groups
 from report import figures
@@ -54,6 +55,12 @@ def show_results(run):
     if statistics["evaluations"]:
         first, last = statistics["evaluations"][0]["accuracy"], statistics["evaluations"][-1]["accuracy"]
         print(f"; evaluation accuracy {first:.3f} before, {last:.3f} now", end="")
+    predictions = [
+        margins > 0 for _, margins in run_folder.read_predictions(run["folder"] / "predictions.csv").values()
+    ]
+    if len(predictions) > 1:
+        gained, lost = (predictions[-1] & ~predictions[0]).sum(), (predictions[0] & ~predictions[-1]).sum()
+        print(f"; {gained} predictions became correct, {lost} wrong", end="")
     print()
     for path in sorted(run["folder"].iterdir()):
         print(f"  {path}{'/' if path.is_dir() else ''}")

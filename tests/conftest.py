@@ -154,10 +154,10 @@ def stop_at(monkeypatch, step, error=KeyboardInterrupt):
 
     real = train.measure_gradients
 
-    def measure(gradients, backend, settings, now):
+    def measure(gradients, backend, settings, now, learning_rate):
         if now == step:
             raise error
-        return real(gradients, backend, settings, now)
+        return real(gradients, backend, settings, now, learning_rate)
 
     monkeypatch.setattr(train, "measure_gradients", measure)
 
@@ -242,8 +242,11 @@ def finished_run(tiny_model, tiny_data, tmp_path_factory):
     return next(results.iterdir())
 
 
-def fake_run(folder, rule, seed, accuracy, **changes):
-    """A run as run_folder.read returns it, with numbers of our own. changes: of its settings."""
+def fake_run(folder, rule, seed, accuracy, correct=(), examples=100, **changes):
+    """A run as run_folder.read returns it, with numbers of our own. changes: of its settings.
+
+    correct: whether each prediction of the last evaluation is; written as predictions.csv where given.
+    """
     import config
 
     settings = json.loads(json.dumps(config.load(["--update_rule", rule, "--seed", str(seed)])._asdict())) | changes
@@ -256,10 +259,15 @@ def fake_run(folder, rule, seed, accuracy, **changes):
     stages = {f"seconds_{stage}": 1.0 for stage in ("forward", "backward", "quantum", "other")}
     evaluations = [{"step": 0, "loss": 0.7, "accuracy": 0.5}, {"step": 3, "loss": 0.4, "accuracy": accuracy}]
     statistics = {"status": "finished", "steps": 3, "circuits": 30, "evaluations": evaluations, **stages}
-    source = {"kind": "local", "path": "<b>data", "evaluation_examples": 100}
+    source = {"kind": "local", "path": "<b>data", "evaluation_examples": examples}
     environment = {"model": {"kind": "local", "path": "model"}, "data": source, "packages": {"a|b": "1"}}
+    place = folder / f"run_{rule}_{seed}"
+    if len(correct):
+        place.mkdir(parents=True)
+        lines = [f"3,{number},1,{0.5 if good else -0.5}" for number, good in enumerate(correct)]
+        (place / "predictions.csv").write_text("\n".join(["step,example,label,margin", *lines, ""]))
     return {
-        "folder": folder / f"run_{rule}_{seed}",
+        "folder": place,
         "settings": settings,
         "environment": environment,
         "statistics": statistics | {"selected_weights": {}},
@@ -267,12 +275,14 @@ def fake_run(folder, rule, seed, accuracy, **changes):
     }
 
 
-def fake_study(folder, differences):
+def fake_study(folder, differences, examples=100):
     """Pairs of classical (accuracy 0.7) and quantum (0.7 + difference) runs, a pair per seed."""
-    runs = []
-    for seed, difference in enumerate(differences):
-        runs += [fake_run(folder, "classical", seed, 0.7), fake_run(folder, "quantum", seed, 0.7 + difference)]
-    return runs
+    accuracies = {"classical": [0.7] * len(differences), "quantum": [0.7 + difference for difference in differences]}
+    return [
+        fake_run(folder, rule, seed, values[seed], examples=examples)
+        for seed in range(len(differences))
+        for rule, values in accuracies.items()
+    ]
 
 
 # --- Circuits

@@ -119,10 +119,10 @@ def test_a_folder_that_cannot_be_written_is_one_line(tiny_flags, tmp_path):
 def test_a_run_folder_deleted_meanwhile_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
     real = train.measure_gradients
 
-    def measure(gradients, backend, settings, step):
+    def measure(gradients, backend, settings, step, learning_rate):
         if step == 3:
             shutil.rmtree(only_run(tmp_path / "results"))
-        return real(gradients, backend, settings, step)
+        return real(gradients, backend, settings, step, learning_rate)
 
     monkeypatch.setattr(train, "measure_gradients", measure)
     assert run_training([*tiny_flags, *LONG]) == 1

@@ -66,7 +66,7 @@ PLACES = {
     "harness": ({"config", "update_rules", "harness"}, {"torch", "numpy", "safetensors", "tqdm"}),
     "report": (
         {"config", "update_rules", "quantum_circuits", "devices", "harness", "report"},
-        {"numpy", "scipy", "matplotlib", "jinja2", "transformers"},
+        {"numpy", "scipy", "statsmodels", "matplotlib", "jinja2", "transformers"},
     ),
 }
 SCRIPTS = {"tests", "experiments", "embedded"}  # folders that nothing imports from

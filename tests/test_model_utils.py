@@ -440,15 +440,35 @@ def test_evaluation_is_that_of_one_by_one_and_leaves_the_model_alone(tiny_model,
     encoded = model_utils.tokenize(tokenizer, [*data.evaluation, model_utils.Example("dull", None, 0)], 32)
     model.train()
     state = torch.get_rng_state()
-    loss, num_correct = model_utils.evaluate(model, tokenizer, encoded, 7, "cpu")
+    losses, margins = model_utils.evaluate(model, tokenizer, encoded, 7, "cpu")
     assert model.training and torch.equal(torch.get_rng_state(), state)
     model.eval()
-    losses, expected = [], 0
-    for item in encoded:
-        logits = model(torch.tensor([item["input_ids"]])).logits
-        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([item["label"]])).item())
-        expected += logits.argmax().item() == item["label"]
-    assert loss == pytest.approx(sum(losses), rel=1e-5) and num_correct == expected
+    assert losses.dtype == margins.dtype == torch.float64 and losses.shape == margins.shape == (len(encoded),)
+    for item, loss, margin in zip(encoded, losses, margins, strict=True):
+        logits = model(torch.tensor([item["input_ids"]])).logits[0]
+        label = item["label"]
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(label)).item()
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+        assert margin.item() == pytest.approx((logits[label] - logits[1 - label]).item(), abs=1e-6)
+
+
+def test_the_margin_is_to_the_largest_other_logit(tiny_model, tiny_data):
+    _, tokenizer, _ = model_utils.load_model(tiny_settings(tiny_model, tiny_data))
+    encoded = model_utils.tokenize(tokenizer, [model_utils.Example("dull", None, 1)], 32)
+    logits = torch.tensor([[0.5, 2.0, 3.5]])
+    fixed = type("Fixed", (torch.nn.Module,), {"forward": lambda self, **_: type("Out", (), {"logits": logits})()})()
+    _, margins = model_utils.evaluate(fixed, tokenizer, encoded, 4, "cpu")
+    assert margins.tolist() == [2.0 - 3.5]
+
+
+@pytest.mark.parametrize(("family", "head"), [("distilbert", "pre_classifier"), ("bert", "pooler"), ("gpt2", "score")])
+def test_attention_alone_trains_the_selected_weights_and_the_head(family, head):
+    model = small_model(family)
+    weights, _ = model_utils.attention_weights(model, (1,))
+    model_utils.train_attention_alone(model, weights, ())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(weights) < trained and any(head in name for name in trained)
+    assert all(re.search("classifier|pooler|score", name) for name in trained - set(weights))
 
 
 def test_weights_that_a_model_does_not_use_are_found(tiny_model, tiny_data):

@@ -2,15 +2,28 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from conftest import ROOT, fake_run, fake_study
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from harness import run_folder
 from report import attention, figures
-from report.study import group_arms
-from report.study_figures import plot_over_steps
+from report.circuit_figures import device_figure, group_by_device
+from report.statistics import spread
+from report.study import analyse, group_arms
+from report.study_figures import (
+    plot_difference_over_steps,
+    plot_differences,
+    plot_over_steps,
+    plot_sweep,
+    study_figures,
+    styles,
+    swept,
+)
 from update_rules import RULES
 
 CAPTIONS = [
@@ -52,28 +65,160 @@ def test_curves_hold_every_step_and_evaluation(finished_run):
     assert list(evaluation.get_ydata()) == [row["eval_accuracy"] for row in rows if row["eval_accuracy"] is not None]
 
 
-def test_bands_are_the_standard_deviation_that_the_tables_show(tmp_path):
-    accuracies = [0.7, 0.8, 0.75]
-    runs = [fake_run(tmp_path, "quantum", seed, accuracy) for seed, accuracy in enumerate(accuracies)]
-    ax = plot_over_steps(figures.new_figure(4, 3).subplots(), group_arms(runs), "eval_accuracy", "accuracy")
+def test_the_cosine_is_shown_where_it_was_measured(finished_run, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(figure))
+    figures.save_curves(tmp_path / "c.png", run_folder.read(finished_run))
+    figures.save_curves(tmp_path / "c.png", run_without_cosine(run_folder.read(finished_run)))
+    assert [len(figure.axes) for figure in saved] == [3, 2]
+    (line,) = saved[0].axes[2].get_lines()
+    assert list(line.get_xdata()) == [1, 2, 3, 4, 5, 6] and "cosine" in saved[0].axes[2].get_ylabel()
+
+
+def run_without_cosine(run):
+    return run | {"rows": [row | {"cosine": None} for row in run["rows"]]}
+
+
+# --- Studies
+
+
+def drawn(figure):
+    """The Figure, drawn as it is saved, where a layout that has no room is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def texts(figure):
+    """All texts of a Figure in one."""
+    found = [text.get_text() for text in figure.findobj(Text)]
+    return " ".join(" ".join(found).split()).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def rich_study(tmp_path, seeds=3, rules=("quantum", "exact", "classical", "frozen"), **changes):
+    """A study of these rules, quantum with three numbers of shots."""
+    runs = [
+        fake_run(
+            tmp_path, rule, seed, 0.7 + seed / 50 + shots / 10_000 - 0.3 * (rule == "frozen"), shots=shots, **changes
+        )
+        for rule in rules
+        for shots in ((1, 10, 100) if rule == "quantum" else (100,))
+        for seed in range(seeds)
+    ]
+    return analyse(runs, {"question": "Q", "primary": [{"update_rule": "quantum", "shots": 100}, "classical"]})
+
+
+def test_a_study_has_its_figures_and_each_says_what_its_bands_mean(tmp_path):
+    found = {name: drawn(figure) for name, figure, _ in study_figures(rich_study(tmp_path))}
+    assert list(found) == [
+        *("paired_differences", "differences_over_training", "recovered_fraction", "learning_curves", "cosine"),
+        *("accuracy_by_shots", "response", "covariance"),
+    ]
+    for name, words in {
+        "paired_differences": "primary: quantum, 100 shots - classical (n = 3)",
+        "differences_over_training": "Band: Student's 95% interval at each step by itself. Grey: ±1 points.",
+        "recovered_fraction": "Bar: Fieller's 95% interval.",
+        "learning_curves": "Lines: means over the n seeds of each arm. quantum, 1 shot (n = 3)",
+        "accuracy_by_shots": "Bars: Student's 95% interval over the seeds.",
+        "response": "Bands: two standard deviations of the mean of 1 shots.",
+    }.items():
+        assert words in texts(found[name])
+
+
+def test_titles_say_what_is_compared(tmp_path):
+    titles = {name: title for name, _, title in study_figures(rich_study(tmp_path))}
+    assert titles["paired_differences"].endswith("on the same seeds: quantum, exact, classical and frozen by shots")
+
+
+def test_the_cost_is_shown_of_runs_that_were_timed_alone(tmp_path):
+    study = rich_study(tmp_path, seeds=1)
+    for run in study["runs"]:
+        run["environment"]["timed_alone"] = True
+    (cost,) = [figure for name, figure, _ in study_figures(study) if name == "cost"]
+    assert "10 circuits" in texts(drawn(cost))
+    study["runs"][0]["environment"]["timed_alone"] = False
+    assert "cost" not in {name for name, *_ in study_figures(study)}
+
+
+def test_long_labels_find_room(tmp_path):
+    names = [f"a model with a very long name, no. {index}, of a group that likes long names" for index in range(4)]
+    runs = [
+        fake_run(tmp_path, rule, seed, 0.7 + seed / 50, model_name=name, circuit=f"{name}, a circuit")
+        for rule in ("quantum", "classical", "frozen")
+        for name in names
+        for seed in (0, 1)
+    ]
+    for name, figure, title in study_figures(analyse(runs, {}) | {"runs": []}):
+        figures.add_title(figure, title)
+        figure = drawn(figure)
+        width = figure.get_window_extent().width
+        for ax in figure.axes:
+            for label in ax.get_yticklabels():
+                extent = label.get_window_extent()
+                assert extent.x0 >= 0 and extent.x1 <= ax.get_window_extent().x0, name
+        for legend in figure.legends:
+            assert legend.get_window_extent().x0 >= -1 and legend.get_window_extent().x1 <= width + 1, name
+
+
+def test_the_forest_holds_the_intervals_of_the_table_and_the_primary_row_first(tmp_path):
+    rows = rich_study(tmp_path)["comparisons"]
+    rows = sorted(rows, key=lambda row: row["part"])
+    ax = plot_differences(figures.new_figure(6, 4).subplots(), rows, [row["arm"] for row in rows])
+    lines = {(tuple(np.round(line.get_xdata(), 9)), line.get_ydata()[0]) for line in ax.get_lines()}
+    for place, row in enumerate(rows):
+        assert (tuple(np.round([100 * end for end in row["interval"]], 9)), place) in lines
+        assert ((round(100 * row["mean"], 9),), place) in lines
+    assert rows[0]["part"] == "primary" and ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row on top
+
+
+def test_bands_of_differences_are_students_interval(tmp_path):
+    arms = group_arms(fake_study(tmp_path, [0.02, 0.05, 0.03]))
+    ax = plot_difference_over_steps(figures.new_figure(4, 3).subplots(), arms["quantum"], arms["classical"], 0.01)
     outline = ax.collections[0].get_paths()[0].vertices
-    at_the_end = outline[outline[:, 0] == 3, 1]
-    assert np.ptp(at_the_end) / 2 == pytest.approx(np.std(accuracies, ddof=1))
+    at_the_end = 2, *(100 * end for end in spread([0.02, 0.05, 0.03])[2])
+    assert (outline[outline[:, 0] == 3, 1].min(), outline[outline[:, 0] == 3, 1].max()) == pytest.approx(at_the_end[1:])
+    assert ax.get_lines()[-1].get_ydata()[-1] == pytest.approx(10 / 3)
+    alone = plot_difference_over_steps(
+        figures.new_figure(4, 3).subplots(), *[{0: arm[0]} for arm in arms.values()], 0.01
+    )
+    assert not alone.collections
 
 
-def test_one_seed_has_a_curve_without_a_band(tmp_path):
-    arms = group_arms(fake_study(tmp_path, [0.1]))
-    ax = plot_over_steps(figures.new_figure(4, 3).subplots(), arms, "eval_accuracy", "accuracy")
-    assert len(ax.get_lines()) == 2 and not ax.collections
-
-
-def test_a_step_that_one_seed_alone_has_seen_interrupts_the_band(tmp_path):
-    runs = [fake_run(tmp_path, "quantum", seed, 0.7) for seed in (0, 1)]
+def test_lines_are_means_at_the_steps_that_all_seeds_have(tmp_path):
+    runs = [fake_run(tmp_path, "quantum", seed, accuracy) for seed, accuracy in enumerate((0.7, 0.8))]
     runs[0]["rows"].append({**runs[0]["rows"][-1], "step": 4.0})
     ax = plot_over_steps(figures.new_figure(4, 3).subplots(), group_arms(runs), "eval_accuracy", "accuracy")
-    (line,), (collection,) = ax.get_lines(), ax.collections
-    assert max(line.get_xdata()) == 4
-    assert max(path.vertices[:, 0].max() for path in collection.get_paths()) == 3
+    (line,) = ax.get_lines()
+    assert list(line.get_xdata()) == [0, 3] and line.get_ydata()[-1] == pytest.approx(0.75) and not ax.collections
+
+
+def test_arms_of_one_rule_look_different_and_keep_its_colour(tmp_path):
+    looks = styles(rich_study(tmp_path, seeds=1)["arms"])
+    assert len({str(look) for look in looks.values()}) == len(looks)
+    assert looks["classical"]["color"] == (0, 0, 0)
+
+
+def test_the_sweep_shows_the_mean_of_each_arm(tmp_path):
+    arms = rich_study(tmp_path)["arms"]
+    assert swept(arms) == ["shots"]
+    ax = plot_sweep(figures.new_figure(4, 3).subplots(), arms, "shots")
+    (points,) = [line for line in ax.get_lines() if len(line.get_xdata()) == 3 and line.get_marker() == "o"]
+    assert list(points.get_xdata()) == [1, 10, 100] and ax.get_xscale() == "log"
+    assert points.get_ydata() == pytest.approx([0.7201, 0.721, 0.73])
+    assert set(ax.get_legend_handles_labels()[1]) == {"quantum", "exact", "classical", "frozen"}
+
+
+def test_devices_have_a_panel_of_accuracy_only_where_it_differs(tmp_path):
+    def panels(accuracy):
+        runs = [fake_run(tmp_path, "quantum", seed, 0.7, backend="fake:FakeManilaV2") for seed in (0, 1)]
+        runs += [fake_run(tmp_path, "quantum", seed, accuracy, backend="ibm:x") for seed in (0, 1)]
+        for index, run in enumerate(runs):
+            run["statistics"]["mean_cosine"] = index / 10
+        return [ax.get_xlabel() for ax in drawn(device_figure(group_by_device(runs))).axes]
+
+    assert panels(0.7) == ["cosine to the whole gradient", "encoded x"]
+    assert panels(0.8) == ["final accuracy", "cosine to the whole gradient", "encoded x"]
 
 
 # --- Attention maps

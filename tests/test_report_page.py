@@ -1,40 +1,68 @@
-"""The report: what it holds, and what it escapes."""
+"""The report: what it holds, in which order, and what it escapes."""
 
 from conftest import fake_run, fake_study
 
 from report.page import report_content, write_report
-from report.study import compare_arms, conclude, group_arms
+from report.study import analyse
 from report.study_figures import save_study_figures
 
 
 def test_a_report_holds_everything_and_escapes_what_came_from_data(tmp_path):
     runs = fake_study(tmp_path, [0.1, 0.2, 0.15])
-    runs += [fake_run(tmp_path, "quantum", seed, 0.8, shots=10) for seed in range(3)]
-    arms = group_arms(runs)
-    comparisons = compare_arms(arms)
-    figures = save_study_figures(tmp_path, runs, arms, comparisons)
-    names = {path.stem for path, _ in figures}
-    assert names == {
-        *("learning_curves", "cosine", "paired_differences", "accuracy_by_shots", "cost", "response", "covariance"),
-    }
-    content = report_content(runs, arms, comparisons, conclude(comparisons), figures)
-    write_report(tmp_path, content | {"sentences": ["<script>alert(1)</script>", *content["sentences"]]})
+    runs += [fake_run(tmp_path, "quantum", seed, 0.8 + seed / 100, shots=10) for seed in range(3)]
+    runs += [fake_run(tmp_path, "frozen", seed, 0.6) for seed in range(3)]
+    question = {"question": "Is <script>alert(1)</script> | better?", "prediction": "no <b>"}
+    question["primary"] = [{"update_rule": "quantum", "shots": 10}, "classical"]
+    study = analyse(runs, question)
+    figures = save_study_figures(tmp_path, study)
+    content = report_content(study, figures)
+    write_report(tmp_path, content)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page and "http" not in page
     assert "<b>" not in page and "&lt;b&gt;data" in page
-    assert page.count("data:image/png;base64,") == len(figures) and page.index("Conclusion") < page.index("<table")
+    assert page.count("data:image/png;base64,") == len(figures) == 7
+    order = [
+        "<h1>Is",
+        "Expected before the runs: no",
+        "Primary comparison: quantum, 10 shots against classical",
+        "Headroom, ",
+    ]
+    order += [
+        "Comparisons</h2>",
+        "Holm family",
+        "Final accuracy and",
+        "Paired differences of",
+        "Recovered fraction",
+        "<img",
+    ]
+    order += ["Settings all runs share", "Versions</h2>", "Runs</h2>"]
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for text in (r"a\|b", "![", "Paired differences", *content["sentences"]):
+    for text in (r"a\|b", "![", "Paired differences", *content["sentences"], *content["others"]):
         assert text in markdown
-    assert "quantum, shots 10 " in markdown and "-" in markdown
+
+
+def test_the_family_is_named_and_what_is_missing(tmp_path):
+    runs = fake_study(tmp_path, [0.1, 0.2, 0.15, 0.1, 0.1, 0.1])
+    runs += [fake_run(tmp_path, "gradient", seed, 0.8) for seed in range(6)]
+    note = report_content(analyse(runs, {}), [])["note"]
+    names = ("quantum against gradient", "quantum against classical", "gradient against classical")
+    assert f"The Holm family, 3 comparisons: {'; '.join(names)}." in note
+    question = {"question": "Q", "primary": ["quantum", "classical"], "secondary": [["quantum", "frozen"]]}
+    content = report_content(analyse(runs, question), [])
+    assert content["others"] == ['quantum against {"update_rule": "frozen"}: no runs to compare yet.']
+    assert content["title"] == "Q" and "No Holm family." in content["note"]
+    alone = report_content(analyse(runs[:1], {}), [])
+    assert alone["title"] == "classical: compared seed by seed" and "nothing to compare" in alone["others"][0]
 
 
 def test_every_table_row_of_the_markdown_has_the_cells_of_its_header(tmp_path):
-    runs = fake_study(tmp_path, [0.1, 0.2])
-    arms = group_arms(runs)
-    content = report_content(runs, arms, compare_arms(arms), [], [])
+    runs = fake_study(tmp_path, [0.1, 0.2]) + [fake_run(tmp_path, "frozen", seed, 0.5) for seed in (0, 1)]
+    content = report_content(analyse(runs, {}), [])
     write_report(tmp_path, content)
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
+    assert len(content["results"] + content["records"]) == 6
     for title, header, rows in content["results"] + content["records"]:
         start = lines.index(f"## {title}") + 2
         table = lines[start : start + 2 + len(rows)]
@@ -44,9 +72,7 @@ def test_every_table_row_of_the_markdown_has_the_cells_of_its_header(tmp_path):
 
 
 def test_a_study_of_one_seed_has_no_interval_anywhere(tmp_path):
-    runs = fake_study(tmp_path, [0.1])
-    arms = group_arms(runs)
-    accuracies, differences = report_content(runs, arms, compare_arms(arms), [], [])["results"]
+    accuracies, differences = report_content(analyse(fake_study(tmp_path, [0.1]), {}), [])["results"]
     for row in accuracies[2]:
         assert row[3] == row[4] == "-"
-    assert differences[2][0][4:7] == ["-", "-", "-"]
+    assert differences[2][0] == ["not tested", "quantum", "classical", 1, "+10.00", *["-"] * 6, "undecided"]

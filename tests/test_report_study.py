@@ -1,50 +1,220 @@
-"""Studies: reading them, their arms, their comparisons, what they conclude."""
+"""Studies: their arms and labels, which comparisons are made, question.json, headroom and what is recovered of it."""
 
-import numpy as np
+import itertools
+import json
+import math
+
 import pytest
-from conftest import fake_run, fake_study
+from conftest import ROOT, fake_run, fake_study
 
-from report.study import compare_arms, conclude, group_arms
+from report import labels
+from report.study import analyse, choose_pairs, compared, group_arms, read_question, read_runs, read_study, summary
+
+
+def arms_of(tmp_path, *settings, seeds=1):
+    """The arms of runs with these settings, dicts that hold update_rule."""
+    runs = [
+        fake_run(tmp_path, rule, seed, 0.7, **changes)
+        for rule, changes in ((s["update_rule"], {k: v for k, v in s.items() if k != "update_rule"}) for s in settings)
+        for seed in range(seeds)
+    ]
+    return group_arms(runs)
+
+
+# --- Labels
 
 
 @pytest.mark.parametrize(
-    ("differences", "words"),
+    ("name", "value", "words"),
     [
-        ([0.1, 0.11, 0.12, 0.1, 0.09, 0.1, 0.12, 0.13], "better (+10.9 points"),
-        ([-0.2, -0.21, -0.22, -0.2, -0.19, -0.2, -0.22, -0.23], "worse (-20.9 points"),
-        ([0.01, -0.01, 0.02, -0.02, 0.0, 0.01, -0.01, 0.0], "no difference found (+0.0 points"),
-        ([0.1], "one seed only (+10.0 points), which allows no conclusion"),
+        ("quantum_optimizer", "adamw", "AdamW"),
+        ("shots", 10, "10 shots"),
+        ("shots", 1, "1 shot"),
+        ("circuit", "product", "product circuit"),
+        ("quantum_schedule", "constant", "constant schedule"),
+        ("entangling_angle", math.pi / 4, "angle π/4"),
+        ("entangling_angle", 3 * math.pi / 8, "angle 3π/8"),
+        ("entangling_angle", 0, "angle 0"),
+        ("entangling_angle", 0.7, "angle 0.7"),
+        ("attention_layers", [0, 3], "layers 0, 3"),
+        ("attention_layers", "all", "all layers"),
+        ("trained_weights", "attention", "attention alone trained"),
+        ("train_size", 0, "all examples"),
+        ("accumulation_steps", 4, "accumulation steps 4"),
     ],
 )
-def test_the_conclusion_says_what_the_numbers_allow(tmp_path, differences, words):
-    comparisons = compare_arms(group_arms(fake_study(tmp_path, differences)))
-    (sentence,) = conclude(comparisons)
-    assert words in sentence and "quantum against classical (the whole idea)" in sentence
-    small = len(differences) > 1 and abs(np.mean(differences)) < 1.96 * np.sqrt(0.7 * 0.3 / 100)
-    assert ("smaller than the evaluation set's own half-width of 9.0 points" in sentence) == small
+def test_settings_in_words(name, value, words):
+    assert labels.in_words(name, value) == words
+
+
+def test_every_setting_that_has_words_is_a_setting(tmp_path):
+    assert labels.WORDS.keys() <= fake_run(tmp_path, "quantum", 0, 0.7)["settings"].keys()
+
+
+def test_labels_hold_what_differs_alone(tmp_path):
+    adamw = {"update_rule": "quantum", "quantum_optimizer": "adamw"}
+    arms = arms_of(tmp_path, adamw, {"update_rule": "quantum"}, {"update_rule": "classical"}, {"update_rule": "frozen"})
+    assert list(arms) == ["quantum, AdamW", "quantum, SGD", "classical", "frozen"]
+    assert compared(arms) == "quantum, classical and frozen by quantum optimizer"
+    assert list(arms_of(tmp_path, {"update_rule": "quantum", "shots": 10})) == ["quantum"]
+    shots = [{"update_rule": "quantum", "shots": shots} for shots in (1000, 1, 10)]
+    assert list(arms_of(tmp_path, *shots)) == ["quantum, 1 shot", "quantum, 10 shots", "quantum, 1000 shots"]
 
 
 def test_arms_are_runs_that_differ_in_the_seed_alone(tmp_path):
-    runs = fake_study(tmp_path, [0.01, 0.02])
-    runs += [fake_run(tmp_path, "quantum", seed, 0.8, shots=10) for seed in (0, 1)]
-    runs += [fake_run(tmp_path, "classical", 0, 0.9, learning_rate=1.0)]
-    arms = group_arms(runs)
-    assert {label: len(arm) for label, arm in arms.items()} == {
-        "quantum, learning_rate 5e-05, shots 10": 2,
-        "quantum, learning_rate 5e-05, shots 1000": 2,
-        "classical, learning_rate 5e-05": 2,
-        "classical, learning_rate 1.0": 1,
-    }
-    pairs = {(row["arm"], row["base"]) for row in compare_arms(arms)}
-    assert pairs == {(f"quantum, learning_rate 5e-05, shots {s}", "classical, learning_rate 5e-05") for s in (10, 1000)}
+    arms = arms_of(tmp_path, {"update_rule": "quantum"}, {"update_rule": "quantum", "eval_every": 2}, seeds=3)
+    assert {label: sorted(arm) for label, arm in arms.items()} == {"quantum": [0, 1, 2]}
 
 
-def test_the_rule_gradient_is_compared_like_every_control(tmp_path):
-    runs = [*fake_study(tmp_path, [0.1]), fake_run(tmp_path, "gradient", 0, 0.75)]
-    arms = group_arms(runs)
-    assert list(arms) == ["quantum", "gradient", "classical"]
-    sentences = conclude(compare_arms(arms))
-    assert [sentence.split(":")[0] for sentence in sentences] == [
-        "quantum against gradient (the circuits)",
-        "quantum against classical (the whole idea)",
+# --- Which arms are compared
+
+
+def test_arms_are_compared_that_differ_in_one_respect(tmp_path):
+    quantum = [
+        {"update_rule": "quantum", "quantum_optimizer": optimizer, "shots": shots}
+        for optimizer in ("sgd", "adamw")
+        for shots in (1, 10, 100)
     ]
+    gradient = {"update_rule": "gradient", "quantum_optimizer": "adamw"}
+    pairs = choose_pairs(arms_of(tmp_path, *quantum, gradient, {"update_rule": "classical"}))
+    sgd, adamw = ([f"quantum, {words}, {s}" for s in ("1 shot", "10 shots", "100 shots")] for words in ("SGD", "AdamW"))
+    expected = [(name, "gradient, AdamW") for name in adamw]
+    expected += [(name, "classical") for name in [*adamw, *sgd, "gradient, AdamW"]]
+    expected += [(second, first) for line in (adamw, sgd) for first, second in itertools.pairwise(line)]
+    expected += list(zip(sgd, adamw, strict=True))
+    assert sorted(pairs) == sorted(expected)
+
+
+def test_each_rule_meets_classical_and_frozen_and_quantum_all_controls(tmp_path):
+    rules = ["quantum", "independent", "exact", "gradient", "classical", "frozen"]
+    pairs = choose_pairs(arms_of(tmp_path, *({"update_rule": rule} for rule in rules)))
+    controls = [("quantum", rule) for rule in rules[1:]]
+    assert sorted(pairs) == sorted(controls + [(rule, base) for rule in rules[1:4] for base in rules[4:]])
+
+
+def test_arms_of_another_task_or_other_seeds_are_not_compared(tmp_path):
+    runs = [fake_run(tmp_path, "quantum", 0, 0.7), fake_run(tmp_path, "classical", 0, 0.7, learning_rate=1.0)]
+    runs += [fake_run(tmp_path, "frozen", 1, 0.7)]
+    assert choose_pairs(group_arms(runs)) == []
+
+
+def test_pairs_are_formed_seed_by_seed(tmp_path):
+    runs = [fake_run(tmp_path, "quantum", seed, 0.7 + seed / 10) for seed in (0, 1, 2)]
+    runs += [fake_run(tmp_path, "classical", seed, 0.6 + seed / 10) for seed in (3, 2, 1)]
+    (row,) = analyse(runs, {})["comparisons"]
+    assert row["n"] == 2 and row["mean"] == pytest.approx(0.1) and row["deviation"] == pytest.approx(0.01)
+
+
+# --- Families
+
+
+def test_the_primary_comparison_is_alone_and_small_n_stay_out_of_the_family(tmp_path):
+    runs = fake_study(tmp_path, [0.010, 0.015, 0.02, 0.01, 0.02, 0.03])
+    runs += [fake_run(tmp_path, rule, seed, 0.7 + seed / 100) for rule in ("gradient", "frozen") for seed in range(6)]
+    runs += [fake_run(tmp_path, "exact", seed, 0.7 + seed / 100) for seed in range(3)]
+    question = {"question": "Q", "primary": ["quantum", "classical"]}
+    rows = {(row["arm"], row["base"]): row for row in analyse(runs, question)["comparisons"]}
+    primary = rows.pop(("quantum", "classical"))
+    assert primary["part"] == "primary" and primary["alpha"] == 0.05 and primary["p_adjusted"] == primary["p"]
+    family = [row for row in rows.values() if row["family"] == "secondary"]
+    few = [row for row in rows.values() if row["family"] == "few seeds"]
+    assert (
+        {row["n"] for row in family} == {6} and {row["n"] for row in few} == {3} and len(family) == 4 and len(few) == 3
+    )
+    assert {row["alpha"] for row in family} == {0.05 / 4} and all(row["p_flip_adjusted"] is None for row in few)
+    assert min(row["p_adjusted"] for row in family) == pytest.approx(4 * min(row["p"] for row in family))
+    assert [row["p_adjusted"] for row in few] == pytest.approx([min(1, 3 * row["p"]) for row in few])
+
+
+def test_the_question_names_what_is_compared(tmp_path):
+    runs = fake_study(tmp_path, [0.1, 0.2])
+    runs += [fake_run(tmp_path, "quantum", seed, 0.8, shots=10) for seed in (0, 1)]
+    runs += [fake_run(tmp_path, "frozen", seed, 0.6) for seed in (0, 1)]
+    thousand = {"update_rule": "quantum", "shots": 1000}
+    question = {"question": "Q", "primary": [thousand, "classical"], "margin_points": 2, "prediction": "none"}
+    question["secondary"] = [[{"shots": 10}, "frozen"], ["gradient", "frozen"]]
+    found = analyse(runs, question)
+    assert [(row["part"], row["arm"], row["base"]) for row in found["comparisons"]] == [
+        ("primary", "quantum, 1000 shots", "classical"),
+        ("secondary", "quantum, 10 shots", "frozen"),
+    ]
+    assert {row["margin"] for row in found["comparisons"]} == {0.02}
+    assert found["missing"] == ['{"update_rule": "gradient"} against frozen']
+    json.dumps(summary(found))
+    with pytest.raises(ValueError, match="is 2 arms: quantum, 10 shots; quantum, 1000 shots"):
+        analyse(runs, question | {"primary": ["quantum", "classical"]})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{half", "cannot be used"),
+        ("[]", "cannot be used"),
+        ('{"question": "Q"}', "lacks 'primary'"),
+        ('{"primary": ["quantum", "classical"]}', "lacks 'question'"),
+        ('{"question": "Q", "primary": ["quantum"]}', "cannot be used"),
+        ('{"question": "Q", "primary": ["quantum", "classic"]}', "no such update rule: classic"),
+        ('{"question": "Q", "primary": ["quantum", {"shot": 1}]}', "no such setting: shot"),
+        ('{"question": "Q", "primary": ["quantum", 1]}', "cannot be used"),
+        ('{"question": "Q", "primary": ["quantum", "exact"], "secondary": [["quantum"]]}', "cannot be used"),
+        ('{"question": "Q", "primary": ["quantum", "exact"], "margin": 1}', "unknown margin"),
+        ('{"question": "Q", "primary": ["quantum", "exact"], "margin_points": 0}', "margin_points a number of points"),
+    ],
+)
+def test_a_question_of_no_use_is_refused(tmp_path, content, message):
+    (tmp_path / "question.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_question(tmp_path / "question.json")
+
+
+def test_without_a_question_there_is_none(tmp_path):
+    assert read_question(tmp_path / "question.json") == {}
+    with pytest.raises(ValueError, match="holds no finished run"):
+        read_runs(tmp_path)
+
+
+def test_the_headroom_and_what_is_recovered_of_it(tmp_path):
+    runs = []
+    for seed in range(4):
+        runs += [fake_run(tmp_path, "classical", seed, 0.7 + seed / 100), fake_run(tmp_path, "frozen", seed, 0.5)]
+        runs += [fake_run(tmp_path, "quantum", seed, 0.6 + seed / 200, shots=shots) for shots in (10, 100)]
+    runs += [fake_run(tmp_path, "gradient", 9, 0.6)]
+    found = analyse(runs, {})
+    (headroom,) = found["headroom"]
+    assert headroom["mean"] == pytest.approx(0.215) and (headroom["arm"], headroom["base"]) == ("classical", "frozen")
+    assert [row["arm"] for row in found["recovered"]] == ["quantum, 10 shots", "quantum, 100 shots"]
+    for row in found["recovered"]:
+        assert row["fraction"] == pytest.approx(0.5) and row["interval"] == pytest.approx((0.5, 0.5)) and row["n"] == 4
+
+
+def test_each_rule_may_have_its_own_best_rate_for_the_headroom(tmp_path):
+    def study(*rates):
+        runs = [fake_run(tmp_path, "frozen", seed, 0.5, learning_rate=rate) for rate in rates for seed in (0, 1)]
+        runs += [
+            fake_run(tmp_path, rule, seed, 0.6, learning_rate=0.1) for rule in ("classical", "exact") for seed in (0, 1)
+        ]
+        found = analyse(runs, {})
+        assert ("exact" in {row["rule"] for row in found["comparisons"] if row["base_rule"] == "frozen"}) == (
+            0.1 in rates
+        )
+        return [row["base"] for row in found["headroom"]], [row["frozen"] for row in found["recovered"]]
+
+    assert study(0.5) == (["frozen, learning rate 0.5"],) * 2
+    assert study(0.5, 0.1) == (["frozen, learning rate 0.1"],) * 2
+    assert study(0.5, 0.7) == ([], [])
+
+
+PUBLISHED = sorted(path.parent for path in ROOT.glob("results/reference/*/question.json"))
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_published_comparisons_are_those_of_the_published_runs(folder):
+    made = json.loads(json.dumps(summary(read_study(folder)), default=float))
+    known = json.loads((folder / "analysis" / "comparisons.json").read_text(encoding="utf-8"))
+    for name in ("comparisons", "headroom", "recovered"):
+        for row, expected in zip(made.pop(name), known.pop(name), strict=True):
+            assert row.keys() == expected.keys()
+            for key, value in expected.items():
+                number = isinstance(value, float) or (isinstance(value, list) and key == "interval")
+                assert row[key] == (pytest.approx(value) if number else value)
+    assert made == known

@@ -1,7 +1,5 @@
 """Run folders: made, written, and read, good and broken."""
 
-import contextlib
-import os
 import shutil
 import time
 
@@ -43,6 +41,32 @@ def test_a_half_written_last_row_is_left_out(finished_run, tmp_path):
     )
 
 
+def test_predictions_are_those_of_the_metrics(finished_run):
+    predictions = run_folder.read_predictions(finished_run / "predictions.csv")
+    rows = [row for row in run_folder.read(finished_run)["rows"] if row["eval_accuracy"] is not None]
+    assert list(predictions) == [row["step"] for row in rows] == [0, 3, 6]
+    for row, (labels, margins) in zip(rows, predictions.values(), strict=True):
+        assert labels.shape == margins.shape == (10,) and set(labels) == {0, 1}
+        assert (margins > 0).mean() == row["eval_accuracy"]
+
+
+def test_a_half_written_evaluation_is_left_out_and_none_is_needed(tmp_path):
+    path = tmp_path / "predictions.csv"
+    assert run_folder.read_predictions(path) == {}
+    header, one, two = "step,example,label,margin\n", "0,0,1,0.5\n0,1,0,-2e-3\n", "4,0,1,1\n4,1,0,0."
+    path.write_text(header)
+    assert run_folder.read_predictions(path) == {}
+    path.write_text(header + one + two)
+    ((labels, margins),) = run_folder.read_predictions(path).values()
+    assert (labels.tolist(), margins.tolist()) == ([1, 0], [0.5, -0.002])
+    path.write_text(header + one + two + "5\n")
+    assert list(run_folder.read_predictions(path)) == [0, 4]
+    for broken in ("a,b\n1,2\n", header + "0,0,x,1\n", header + "0,0,1\n"):
+        path.write_text(broken)
+        with pytest.raises(ValueError, match=r"predictions\.csv cannot be read"):
+            run_folder.read_predictions(path)
+
+
 # --- Making and writing
 
 
@@ -67,31 +91,3 @@ def test_a_locked_folder_is_for_one(tmp_path):
         pass
     with run_folder.locked(tmp_path):  # and free again afterwards
         pass
-
-
-def test_metrics_go_on_where_the_checkpoint_was(tmp_path):
-    """What a killed run wrote after its checkpoint is cut off; numbers keep nine digits, None is an empty cell."""
-    path = tmp_path / "metrics.csv"
-    with run_folder.open_metrics(path, ["w"], 0) as metrics:
-        metrics.write({"step": 1, "loss": 1 / 3, "cosine": None, "seconds_quantum w": 0.5})
-        offset = metrics.offset
-        assert offset == path.stat().st_size  # flushed
-        metrics.write({"step": 2, "loss": 2.0})
-    with run_folder.open_metrics(path, ["w"], offset) as metrics:
-        metrics.write({"step": 2, "loss": 3.0})
-        assert metrics.offset == path.stat().st_size
-    header, *rows = path.read_text().splitlines()
-    assert header.split(",") == [*run_folder.METRICS, "seconds_quantum w"]
-    assert rows[0].startswith("1,,0.333333333,,,,") and rows[0].endswith(",0.5")
-    assert len(rows) == 2 and rows[1].startswith("2,,3,")
-    with pytest.raises(ValueError, match="fields not in fieldnames"), run_folder.open_metrics(path, [], 0) as metrics:
-        metrics.write({"step": 1, "seconds_quantum w": 0.5})
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="writes to /dev/full")
-def test_a_disk_that_is_full_names_the_file():
-    file = open("/dev/full", "w")  # noqa: SIM115, its close fails too
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        run_folder.MetricsFile(file, ["step"]).write({"step": 1})
-    with contextlib.suppress(OSError):
-        file.close()

@@ -1,5 +1,6 @@
 """The training loop: who steps which weight, what stops it, and what it leaves behind."""
 
+import csv
 import itertools
 import json
 import math
@@ -20,6 +21,7 @@ from conftest import (
     small_model,
     start_script,
     start_training,
+    stop_at,
 )
 from safetensors.torch import load_file
 
@@ -57,7 +59,14 @@ def initial_weights(flags):
 def test_a_run_folder_is_complete(tiny_flags, tmp_path, capsys):
     assert run_training(tiny_flags) == 0
     run = only_run(tmp_path / "results")
-    names = {"config.json", "environment.json", "metrics.csv", "training_statistics.json", "training_curves.png"}
+    names = {
+        "config.json",
+        "environment.json",
+        "metrics.csv",
+        "predictions.csv",
+        "training_statistics.json",
+        "training_curves.png",
+    }
     assert {path.name for path in run.iterdir()} == names | {"model"}
     settings = config.load(tiny_flags)
     assert read_json(run / "config.json") == json.loads(json.dumps(settings._asdict()))
@@ -104,6 +113,7 @@ def test_no_two_updates_share_a_seed(tiny_flags, monkeypatch):
 def test_settings_reach_the_update(tiny_flags, monkeypatch):
     calls = spy_on_updates(monkeypatch)
     flags = ["--normalization", "tensor", "--shots", "77", "--quantum_learning_rate", "0.5", "--seed", "5"]
+    flags += ["--quantum_schedule", "constant"]
     run_training([*tiny_flags, *flags])
     for _, arguments, _ in calls:
         assert (arguments["normalization"], arguments["shots"], arguments["learning_rate"]) == ("tensor", 77, 0.5)
@@ -174,10 +184,10 @@ def test_gradient_is_what_exact_measures_with_graph():
     """In float64, to 1e-9 of the learning rate times the gradient: what `exact` and `gradient` isolate is nothing."""
     gradients = {"a": torch.randn(31, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)}
     settings = config.load(["--update_rule", "gradient", "--quantum_learning_rate", "0.3"])
-    updates, usage = train.measure_gradients(gradients, train.make_backend(settings), settings, step=1)
+    updates, usage = train.measure_gradients(gradients, train.make_backend(settings), settings, 1, 0.3)
     assert usage == {"coverage": None, "circuits": 0, "shots": 0}
     exact = config.load(["--update_rule", "exact", "--quantum_learning_rate", "0.3", "--circuit", "graph"])
-    measured, used = train.measure_gradients(gradients, train.make_backend(exact), exact, step=1)
+    measured, used = train.measure_gradients(gradients, train.make_backend(exact), exact, 1, 0.3)
     assert used["circuits"] == math.ceil(31 * 7 / 5)
     assert torch.equal(updates["a"], 0.3 * gradients["a"])
     assert (updates["a"] - measured["a"]).abs().max() <= 1e-9 * 0.3 * gradients["a"].abs().max()
@@ -204,10 +214,11 @@ def test_a_run_with_gradient_is_one_with_exact(one_of_each_rule):
 def test_gradient_runs_no_circuits(one_of_each_rule):
     rows = [row for row in metric_rows(one_of_each_rule["gradient"]) if row["loss"]]
     assert len(rows) == 6
-    for row in rows:
+    for done, row in enumerate(rows):
         assert (row["circuits"], row["shots"], row["coverage"]) == ("0", "0", "")
         assert float(row["cosine"]) == pytest.approx(1, abs=1e-12)
-        assert float(row["update_norm"]) == pytest.approx(10 * float(row["gradient_norm"]), rel=1e-6)
+        rate = 10 * (1 - done / 6)  # decays linearly
+        assert float(row["update_norm"]) == pytest.approx(rate * float(row["gradient_norm"]), rel=1e-6)
     assert not [name for name in rows[0] if name.startswith("seconds_quantum ")]
     statistics = read_json(one_of_each_rule["gradient"] / "training_statistics.json")
     assert (statistics["circuits"], statistics["shots"], statistics["coverage"]) == (0, 0, None)
@@ -245,6 +256,67 @@ def test_a_setting_that_identity_leaves_out_changes_no_result(tiny_flags, tmp_pa
     assert affecting[0] == affecting[1]
     ends = [end_weights(run_into(tmp_path / str(len(more)), tiny_flags, *flags, *more)) for more in ((), ignored)]
     assert equal_weights(*ends)
+
+
+# --- Schedule, trained weights, evaluations
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_the_schedule_of_the_quantum_learning_rate(tiny_flags, monkeypatch, schedule):
+    calls = spy_on_updates(monkeypatch)
+    run_training([*tiny_flags, "--quantum_learning_rate", "0.3", "--quantum_schedule", schedule])
+    rates = [arguments["learning_rate"] for _, arguments, _ in calls[::4]]
+    assert rates == pytest.approx([0.3, 0.2, 0.1] if schedule == "linear" else [0.3] * 3)
+
+
+def test_with_adamw_the_measured_gradient_is_not_scaled():
+    settings = config.load(["--quantum_optimizer", "adamw", "--quantum_learning_rate", "7"])
+    assert [train.quantum_learning_rate(settings, done) for done in (0, 0.5)] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("rule", ["quantum", "classical", "frozen"])
+def test_attention_alone_leaves_all_other_weights(tiny_flags, tmp_path, rule):
+    start = initial_weights(tiny_flags)
+    assert run_training([*tiny_flags, "--trained_weights", "attention", "--update_rule", rule]) == 0
+    end = end_weights(only_run(tmp_path / "results"))
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    selected = {name for name in start if ".layer.0.attention." in name and name.endswith("_lin.weight")}
+    head = {name for name in start if "classifier" in name}
+    assert changed == head | (selected if rule != "frozen" else set())
+
+
+def test_evaluations_come_as_often_as_told_and_change_no_result(tiny_flags, tmp_path):
+    whole, often = (
+        run_into(tmp_path / name, tiny_flags, "--num_epochs", "2", "--eval_every", every)
+        for name, every in (("whole", "0"), ("often", "4"))
+    )
+    steps = {run: [row["step"] for row in metric_rows(run) if row["eval_loss"]] for run in (whole, often)}
+    assert steps == {whole: ["0", "3", "6"], often: ["0", "4", "6"]}
+    ends = end_weights(whole), end_weights(often)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_predictions_are_kept_and_resumed(tiny_flags, tmp_path, monkeypatch):
+    """Every evaluation has a row for each example, whose margins say the accuracy; a resumed run has the same."""
+    flags = [*tiny_flags, "--num_epochs", "2", "--eval_every", "2"]
+    whole = run_into(tmp_path / "whole", flags)
+    with (whole / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    evaluations = [row for row in metric_rows(whole) if row["eval_accuracy"]]
+    assert len(rows) == 10 * len(evaluations)
+    for index, evaluation in enumerate(evaluations):
+        part = rows[10 * index : 10 * (index + 1)]
+        assert {row["step"] for row in part} == {evaluation["step"]}
+        assert [row["example"] for row in part] == [str(example) for example in range(10)]
+        assert sum(float(row["margin"]) > 0 for row in part) / 10 == float(evaluation["eval_accuracy"])
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        assert run_training([*flags, "--results_dir", tmp_path / "cut"]) == 130
+    cut = only_run(tmp_path / "cut")
+    with (cut / "predictions.csv").open("a") as file:
+        file.write("9,0,1,0.5\n")  # after the checkpoint
+    assert run_training(["--resume", cut]) == 0
+    assert (cut / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
 
 
 # --- What stops a run
@@ -308,7 +380,8 @@ def test_an_update_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch
 
 
 def test_an_evaluation_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch):
-    monkeypatch.setattr(model_utils, "evaluate", lambda *args: (math.nan, 0.5))
+    bad = torch.full((10,), math.nan, dtype=torch.float64), torch.zeros(10, dtype=torch.float64)
+    monkeypatch.setattr(model_utils, "evaluate", lambda *args: bad)
     assert run_training(tiny_flags) == 1
     assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "diverged"
 

@@ -1,0 +1,139 @@
+"""Run many trainings side by side, each as `python train.py` with one thread, and keep what they measured."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import MappingProxyType
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import config  # noqa: E402
+from harness import run_folder  # noqa: E402
+from harness.files import write_json, write_text  # noqa: E402
+
+KEPT = ("config.json", "environment.json", "metrics.csv", "predictions.csv", "training_statistics.json")
+
+
+def flags_of(settings):
+    """The command line of a dict of settings, a list of str: {"shots": 10} is ["--shots", "10"]."""
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def identity_of(run, names=MappingProxyType({})):
+    """What run_folder.identity says of a dict of settings; names: see `publish`, whose runs have no paths."""
+    settings = config.load(flags_of(run))
+    return run_folder.identity(config.Settings(**without_paths(settings._asdict(), names)))
+
+
+def run_all(runs, results_dir, lanes, reference, names):
+    """Make the runs, dicts of settings, in their order, `lanes` at a time; returns the number of runs that failed.
+
+    What was published in `reference` is skipped, what was interrupted in results_dir goes on. Every run is published
+    as it finishes. Models are not kept. names: see `publish`.
+    """
+    results_dir.mkdir(parents=True, exist_ok=True)
+    publish(results_dir, reference, names)
+    published, _ = run_folder.find_finished_and_resumable(reference)
+    _, resumable = run_folder.find_finished_and_resumable(results_dir)
+    todo = [(identity_of(run), run) for run in runs if identity_of(run, names) not in published]
+
+    def make(job):
+        key, run = job
+        flags = [*flags_of(run), "--results_dir", str(results_dir)]
+        if key in resumable:
+            flags = ["--resume", str(resumable[key])]
+        command = [sys.executable, str(ROOT / "train.py"), *flags]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        if done.returncode:
+            tqdm.write(f"{' '.join(flags)}: exit status {done.returncode}: {done.stderr.strip()[-300:]}")
+        bar.update()
+        return done.returncode
+
+    failed = 0
+    bar = tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", dynamic_ncols=True)
+    with bar, ThreadPoolExecutor(lanes) as pool:
+        for status in pool.map(make, todo):
+            failed += status != 0
+            publish(results_dir, reference, names)
+    return failed
+
+
+def publish(results_dir, reference, names):
+    """Copy the finished runs of results_dir to `reference`, without paths and command lines, and drop their models.
+
+    names: dict of path -> name that takes its place. Of predictions.csv the last evaluation is kept.
+    """
+    for run in sorted(results_dir.glob("run_*")):
+        if run_folder.stored_status(run) != "finished" or (reference / run.name).exists():
+            continue
+        shutil.rmtree(run / "model", ignore_errors=True)
+        (reference / run.name).mkdir(parents=True)
+        for name in KEPT:
+            if name.endswith(".json"):
+                content = json.loads((run / name).read_text(encoding="utf-8"))
+                write_json(reference / run.name / name, without_paths(content, names))
+            elif name == "predictions.csv":
+                header, *rows = (run / name).read_text(encoding="utf-8").splitlines()
+                last = rows[-1].partition(",")[0] + ","
+                kept = [header, *(row for row in rows if row.startswith(last))]
+                write_text(reference / run.name / name, "\n".join(kept) + "\n")
+            else:
+                shutil.copy(run / name, reference / run.name / name)
+
+
+def without_paths(content, names):
+    """JSON content with every path of `names` replaced, argv and the results folder taken out."""
+    text = json.dumps({key: value for key, value in content.items() if key != "argv"})
+    for path, name in names.items():
+        text = text.replace(json.dumps(str(path))[1:-1], name)
+    content = json.loads(text)
+    if "results_dir" in content:
+        content["results_dir"] = "results"
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in content.items()}
+
+
+def tune(arms, setting, values, common, seeds, results_dir, lanes, reference, names):
+    """Run every arm with every value of a setting on the tuning seeds, and choose: (table, chosen).
+
+    arms, common: settings, dicts. table: rows of arm, setting, value, mean accuracy, and the accuracies by seed.
+    chosen: for every arm, the value of the highest mean accuracy. Exits where runs are missing. Runs are published in
+    `reference`, see run_all.
+    """
+    grid = [(arm, value) for arm in arms for value in values]
+    runs = [common | arm | {setting: value, "seed": seed} for seed in seeds for arm, value in grid]
+    run_all(runs, results_dir, lanes, reference, names)
+    accuracy, table = final_accuracies(reference), []
+    for arm, value in grid:
+        found = [accuracy.get(identity_of(common | arm | {setting: value, "seed": seed}, names)) for seed in seeds]
+        if None in found:
+            raise SystemExit(f"{arm}, {setting} {value}: {found.count(None)} tuning runs are missing")
+        table.append(arm | {setting: value, "accuracy": sum(found) / len(found), "by_seed": found})
+    best = [max((row for row in table if arm.items() <= row.items()), key=lambda row: row["accuracy"]) for arm in arms]
+    return table, [row[setting] for row in best]
+
+
+def final_accuracies(reference):
+    """The final accuracy of every finished run of a folder, a dict by the identity of its settings."""
+    accuracy = {}
+    for run in reference.glob("run_*"):
+        if run_folder.stored_status(run) == "finished":
+            statistics = json.loads((run / "training_statistics.json").read_text(encoding="utf-8"))
+            accuracy[run_folder.identity(run_folder.stored_settings(run))] = statistics["evaluations"][-1]["accuracy"]
+    return accuracy
+
+
+def arguments(description):
+    """The command line of an experiment: model, sst2 and lanes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", required=True, type=Path, help="folder of all-MiniLM-L6-v2")
+    parser.add_argument("--sst2", required=True, type=Path, help="folder of GLUE's train.tsv and dev.tsv")
+    parser.add_argument("--lanes", type=int, default=2, help="runs side by side, one thread each")
+    return parser.parse_args()

@@ -1,0 +1,81 @@
+"""Sentiment, fair: with equal schedules and equally tuned rates, does measuring the gradient cost or gain accuracy?
+
+SST-2, 240 sentences, attention of all layers, the whole model trained, batches of 16, 2 epochs, all 872 sentences of
+the development split, seeds 0-19. Model: all-MiniLM-L6-v2. Rates are chosen on 1,000 sentences held out of the
+training split, seeds 100-104: LEARNING_RATE for `classical` and `frozen` on the same grid; QUANTUM_LEARNING_RATE for
+`gradient` with SGD on a grid that includes 0, AdamW's rate being that of `frozen`. `quantum` with SGD takes the rates
+of `gradient` with SGD, of which it is a measurement.
+
+Written before the runs:
+Primary comparison: `gradient` with SGD against `classical`, equivalent within 1 point: is it the plain gradient step
+that costs accuracy, as this repository once claimed?
+Secondary (Holm): `classical` against `frozen` (the headroom), `gradient` with SGD against `frozen`, `quantum` with SGD
+against `gradient` with SGD.
+Prediction: less than 8 points of headroom, so that whatever comes out says little about attention weights; no
+difference of a point or more between any two arms.
+
+Usage: python experiments/sentiment.py --model FOLDER --sst2 FOLDER [--lanes 2]
+"""
+
+import json
+
+import lanes
+from data import make_sentiment
+
+from harness.files import write_json
+
+COMMON = {
+    "train_size": 240,
+    "eval_size": 0,
+    "batch_size": 16,
+    "num_epochs": 2,
+    "attention_layers": "all",
+    "eval_every": 5,
+}
+CLASSICAL, FROZEN = {"update_rule": "classical"}, {"update_rule": "frozen"}
+GRADIENT_SGD = {"update_rule": "gradient", "quantum_optimizer": "sgd"}
+QUANTUM_SGD = {"update_rule": "quantum", "quantum_optimizer": "sgd"}
+LEARNING_RATES = (5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+QUANTUM_LEARNING_RATES = (0, 0.01, 0.03, 0.1, 0.3, 1)
+TUNING_SEEDS, SEEDS, QUANTUM_SEEDS = range(100, 105), range(20), range(10)
+QUESTION = {
+    "question": "Sentiment, fair: does measuring the gradient cost or gain accuracy?",
+    "primary": [GRADIENT_SGD, CLASSICAL],
+    "secondary": [[CLASSICAL, FROZEN], [GRADIENT_SGD, FROZEN], [QUANTUM_SGD, GRADIENT_SGD]],
+    "margin_points": 1.0,
+    "prediction": "Less than 8 points of headroom, and no difference of a point or more.",
+}
+
+
+def main():
+    given = lanes.arguments(__doc__.splitlines()[0])
+    work, reference = lanes.ROOT / "results" / "sentiment", lanes.ROOT / "results" / "reference" / "sentiment"
+    make_sentiment(given.sst2, work / "data")
+    common = COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}
+
+    tuned = reference / "tuning.json"
+    if not tuned.exists():
+        names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2, tuning"}
+        where = TUNING_SEEDS, work / "tuning", given.lanes, reference / "tuning", names
+        table, rates = lanes.tune([CLASSICAL, FROZEN], "learning_rate", LEARNING_RATES, common, *where)
+        head = common | {"learning_rate": rates[1]}
+        more, (rate,) = lanes.tune([GRADIENT_SGD], "quantum_learning_rate", QUANTUM_LEARNING_RATES, head, *where)
+        write_json(tuned, {"learning_rate": rates, "quantum_learning_rate": rate, "grid": table + more})
+    tuning = json.loads(tuned.read_text(encoding="utf-8"))
+    adamw, head = ({"learning_rate": rate} for rate in tuning["learning_rate"])
+    sgd = head | {"quantum_learning_rate": tuning["quantum_learning_rate"]}
+
+    write_json(reference / "question.json", QUESTION)
+    common["dataset_name"] = work / "data" / "final"
+    runs = [
+        common | arm | {"seed": seed}
+        for seed in SEEDS
+        for arm in (CLASSICAL | adamw, FROZEN | head, GRADIENT_SGD | sgd)
+    ]
+    runs += [common | QUANTUM_SGD | sgd | {"seed": seed} for seed in QUANTUM_SEEDS]
+    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2"}
+    lanes.run_all(runs, work / "final", given.lanes, reference, names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Names of arms in words: the update rule, and of its settings only what differs within a study."""
+
+import math
+from fractions import Fraction
+
+import config
+
+
+def angle_in_words(value):
+    """An angle, radians, as text: a fraction of π where it is one."""
+    fraction = Fraction(value / math.pi).limit_denominator(24)
+    if not value or not math.isclose(float(fraction) * math.pi, value, rel_tol=1e-12):
+        return f"angle {value}"
+    top = "π" if fraction.numerator == 1 else f"{fraction.numerator}π"
+    return f"angle {top}" if fraction.denominator == 1 else f"angle {top}/{fraction.denominator}"
+
+
+def layers_in_words(value):
+    """Numbers of layers, or "all", as text."""
+    return "all layers" if value == "all" else f"layer{'s' * (len(value) > 1)} {', '.join(map(str, value))}"
+
+
+def counted(noun):
+    """A function that says how many of something there are: 1 -> "1 shot", 10 -> "10 shots"."""
+    return lambda value: f"{value} {noun}{'s' * (value != 1)}"
+
+
+# Setting -> a text with {} in place of the value, a dict of value -> text, or a function of the value.
+WORDS = {
+    "quantum_optimizer": {"sgd": "SGD", "adamw": "AdamW"},
+    "quantum_learning_rate": "SGD rate {}",
+    "quantum_schedule": "{} schedule",
+    "circuit": "{} circuit",
+    "num_qubits": counted("qubit"),
+    "shots": counted("shot"),
+    "entangling_angle": angle_in_words,
+    "normalization": "scaled by {}",
+    "backend": "{}",
+    "device_noise": {"on": "noise", "off": "no noise"},
+    "mitigation": {"none": "not mitigated", "readout": "readout mitigated"},
+    "trained_weights": {"all": "all weights trained", "attention": "attention alone trained"},
+    "attention_layers": layers_in_words,
+    "model_name": "{}",
+    "dataset_name": "{}",
+    "dataset_config": "{}",
+    "train_size": lambda value: counted("example")(value or "all"),
+    "eval_size": lambda value: f"{value or 'all'} evaluated",
+    "num_epochs": counted("epoch"),
+    "batch_size": "batches of {}",
+    "learning_rate": "learning rate {}",
+    "weight_decay": "decay {}",
+    "max_gradient_norm": "norm up to {}",
+}
+
+
+def in_words(name, value):
+    """A setting and its value as text; one that has no words here by its name."""
+    words = WORDS.get(name, name.replace("_", " ") + " {}")
+    if callable(words):
+        return words(value)
+    return words.get(value, f"{name} {value}") if isinstance(words, dict) else words.format(value)
+
+
+def used_settings(settings):
+    """The settings that a run's result depends on under its rule, without the seed, a dict."""
+    used = config.settings_that_affect_result(settings)
+    return {name: value for name, value in used.items() if name != "seed"}
+
+
+def varying(settings):
+    """Names of the settings, those that have words first, that differ between some dicts as used_settings gives them.
+
+    A setting that some do not use differs only if it does between the others.
+    """
+    names = [*WORDS, *sorted({name for used in settings for name in used} - WORDS.keys() - {"update_rule"})]
+    return [n for n in names if len({str(used[n]) for used in settings if n in used}) > 1]
+
+
+def label(used, names):
+    """The label of an arm: its update rule and, in words, those of the settings `names` that it uses."""
+    return ", ".join([used["update_rule"], *(in_words(name, used[name]) for name in names if name in used)])
