@@ -130,6 +130,7 @@ PLACES = [
     "config.py",
     "update_rules.py",
     "quantum_circuits.py",
+    "aer_engine.py",
     "devices.py",
     "model_utils.py",
     "train.py",
