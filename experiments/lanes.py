@@ -120,6 +120,24 @@ def tune(arms, setting, values, common, seeds, results_dir, lanes, reference, na
     return table, [row[setting] for row in best]
 
 
+def choose_rates(classical, frozen, measured, rates, quantum_rates, common, seeds, work, lanes, reference, names):
+    """(settings of classical, of frozen, of measured): the learning rates of the highest mean accuracy, dicts.
+
+    LEARNING_RATE for classical and frozen from `rates`, then QUANTUM_LEARNING_RATE for `measured`, an arm with SGD,
+    whose other weights take the rate of frozen. Made once: reference/tuning.json holds the grid and what was chosen.
+    """
+    tuned = reference / "tuning.json"
+    if not tuned.exists():
+        where = seeds, work / "tuning", lanes, reference / "tuning", names
+        grid, (adamw, head) = tune([classical, frozen], "learning_rate", rates, common, *where)
+        common = common | {"learning_rate": head}
+        more, (sgd,) = tune([measured], "quantum_learning_rate", quantum_rates, common, *where)
+        chosen = [{"learning_rate": adamw}, {"learning_rate": head}]
+        chosen.append({"learning_rate": head, "quantum_learning_rate": sgd})
+        write_json(tuned, {"chosen": chosen, "grid": grid + more})
+    return json.loads(tuned.read_text(encoding="utf-8"))["chosen"]
+
+
 def final_accuracies(reference):
     """The final accuracy of every finished run of a folder, a dict by the identity of its settings."""
     accuracy = {}
@@ -128,6 +146,12 @@ def final_accuracies(reference):
             statistics = json.loads((run / "training_statistics.json").read_text(encoding="utf-8"))
             accuracy[run_folder.identity(run_folder.stored_settings(run))] = statistics["evaluations"][-1]["accuracy"]
     return accuracy
+
+
+def ask(reference, question):
+    """Write question.json, see report.study.read_question, before the runs that answer it."""
+    reference.mkdir(parents=True, exist_ok=True)
+    write_json(reference / "question.json", question)
 
 
 def arguments(description):

@@ -17,8 +17,6 @@ Usage: python experiments/published.py --model FOLDER --sst2 FOLDER [--lanes 2]
 
 import lanes
 
-from harness.files import write_json
-
 COMMON = {"train_size": 100, "eval_size": 0, "quantum_schedule": "constant"}
 CLASSICAL, QUANTUM, FROZEN = ({"update_rule": rule} for rule in ("classical", "quantum", "frozen"))
 SEEDS = range(20)
@@ -34,7 +32,7 @@ QUESTION = {
 def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     work, reference = lanes.ROOT / "results" / "published", lanes.ROOT / "results" / "reference" / "published"
-    write_json(reference / "question.json", QUESTION)
+    lanes.ask(reference, QUESTION)
     common = COMMON | {"model_name": given.model.resolve(), "dataset_name": given.sst2.resolve()}
     runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in (CLASSICAL, QUANTUM, FROZEN)]
     names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2"}

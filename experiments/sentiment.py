@@ -17,12 +17,8 @@ difference of a point or more between any two arms.
 Usage: python experiments/sentiment.py --model FOLDER --sst2 FOLDER [--lanes 2]
 """
 
-import json
-
 import lanes
 from data import make_sentiment
-
-from harness.files import write_json
 
 COMMON = {
     "train_size": 240,
@@ -53,19 +49,13 @@ def main():
     make_sentiment(given.sst2, work / "data")
     common = COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}
 
-    tuned = reference / "tuning.json"
-    if not tuned.exists():
-        names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2, tuning"}
-        where = TUNING_SEEDS, work / "tuning", given.lanes, reference / "tuning", names
-        table, rates = lanes.tune([CLASSICAL, FROZEN], "learning_rate", LEARNING_RATES, common, *where)
-        head = common | {"learning_rate": rates[1]}
-        more, (rate,) = lanes.tune([GRADIENT_SGD], "quantum_learning_rate", QUANTUM_LEARNING_RATES, head, *where)
-        write_json(tuned, {"learning_rate": rates, "quantum_learning_rate": rate, "grid": table + more})
-    tuning = json.loads(tuned.read_text(encoding="utf-8"))
-    adamw, head = ({"learning_rate": rate} for rate in tuning["learning_rate"])
-    sgd = head | {"quantum_learning_rate": tuning["quantum_learning_rate"]}
-
-    write_json(reference / "question.json", QUESTION)
+    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2, tuning"}
+    adamw, head, sgd = lanes.choose_rates(
+        *(CLASSICAL, FROZEN, GRADIENT_SGD),
+        *(LEARNING_RATES, QUANTUM_LEARNING_RATES, common, TUNING_SEEDS),
+        *(work, given.lanes, reference, names),
+    )
+    lanes.ask(reference, QUESTION)
     common["dataset_name"] = work / "data" / "final"
     runs = [
         common | arm | {"seed": seed}

@@ -1,0 +1,123 @@
+"""Experiments: runs side by side, published without paths, skipped when published, and the choice of learning rates."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, read_json, run_script
+
+import config
+from harness import run_folder
+
+sys.path.insert(0, str(ROOT / "experiments"))
+import data
+import lanes
+
+
+@pytest.fixture
+def place(tiny_model, tiny_data, tmp_path, monkeypatch):
+    """(common settings, work folder, reference folder, names), with runs forked instead of started."""
+    started = []
+
+    def run(command, **_):
+        started.append(command)
+        status, out, err = run_script("train.py", *command[2:])
+        return SimpleNamespace(returncode=status, stdout=out, stderr=err)
+
+    monkeypatch.setattr(lanes.subprocess, "run", run)
+    common = {"model_name": tiny_model, "dataset_name": tiny_data, "train_size": 12, "eval_size": 10, "batch_size": 4}
+    common |= {"num_epochs": 1, "max_length": 32, "eval_every": 1}
+    names = {tiny_model: "tiny", tiny_data: "films"}
+    return SimpleNamespace(common=common, work=tmp_path / "work", out=tmp_path / "out", names=names, started=started)
+
+
+def test_runs_are_published_without_paths_and_never_made_twice(place, tiny_model):
+    runs = [place.common | {"update_rule": rule, "seed": seed} for seed in (0, 1) for rule in ("classical", "frozen")]
+    assert lanes.run_all(runs, place.work, 2, place.out, place.names) == 0
+    folders = sorted(place.out.glob("run_*"))
+    assert len(folders) == 4 and not list(place.work.glob("run_*/model"))
+    for folder in folders:
+        assert str(tiny_model) not in "".join(path.read_text() for path in folder.iterdir())
+        run = run_folder.read(folder)
+        assert (run["settings"]["model_name"], run["settings"]["dataset_name"]) == ("tiny", "films")
+        assert "argv" not in run["environment"] and run["statistics"]["status"] == "finished"
+        assert list(run_folder.read_predictions(folder / "predictions.csv")) == [3]  # the last evaluation
+    assert len(place.started) == 4
+    assert lanes.run_all(runs, place.work, 2, place.out, place.names) == 0
+    assert len(place.started) == 4
+    more = [*runs, place.common | {"update_rule": "classical", "seed": 2}]
+    assert lanes.run_all(more, place.work / "elsewhere", 1, place.out, place.names) == 0  # as in another clone
+    assert len(place.started) == 5
+
+
+def test_a_run_that_fails_is_counted_and_the_others_are_made(place):
+    runs = [place.common | {"seed": 0, "train_size": size, "update_rule": "frozen"} for size in (10**6, 12)]
+    assert lanes.run_all(runs, place.work, 1, place.out, place.names) == 1
+    assert len(list(place.out.glob("run_*"))) == 1
+
+
+def test_the_rate_of_the_highest_mean_is_chosen_once(place, monkeypatch):
+    classical, frozen, sgd = ({"update_rule": rule} for rule in ("classical", "frozen", "gradient"))
+    accuracy = {}
+
+    def run_all(runs, results_dir, number, reference, names):
+        for run in runs:
+            best = {"classical": 1e-3, "frozen": 1e-2}.get(run["update_rule"])
+            rate = run["learning_rate"] if best else run["quantum_learning_rate"]
+            accuracy[lanes.identity_of(run, names)] = 0.9 if rate == (best or 0.5) else 0.6 + 0.01 * run["seed"]
+
+    monkeypatch.setattr(lanes, "run_all", run_all)
+    monkeypatch.setattr(lanes, "final_accuracies", lambda reference: accuracy)
+    place.out.mkdir()
+    given = (
+        classical,
+        frozen,
+        sgd,
+        (1e-3, 1e-2),
+        (0, 0.5),
+        place.common,
+        (1, 2),
+        place.work,
+        1,
+        place.out,
+        place.names,
+    )
+    chosen = lanes.choose_rates(*given)
+    assert chosen == [
+        {"learning_rate": 1e-3},
+        {"learning_rate": 1e-2},
+        {"learning_rate": 1e-2, "quantum_learning_rate": 0.5},
+    ]
+    grid = read_json(place.out / "tuning.json")["grid"]
+    assert len(grid) == 6 and grid[0]["by_seed"] == [0.9, 0.9] and grid[1]["accuracy"] == pytest.approx(0.615)
+    monkeypatch.setattr(lanes, "tune", None)
+    assert lanes.choose_rates(*given) == chosen
+
+
+def test_word_order_swaps_two_adjacent_words_of_half_of_the_sentences(tmp_path):
+    sentences = [" ".join(f"w{index}x{place}" for place in range(7 + index % 3)) for index in range(2500)]
+    for name, part in (("train", sentences[:2400]), ("dev", sentences[2400:])):
+        data.write_rows(tmp_path / f"{name}.tsv", [(sentence, 1) for sentence in part])
+    data.make_word_order(tmp_path, tmp_path / "made")
+    seen = {}
+    for split in ("tuning", "final"):
+        for name in ("train", "validation"):
+            rows = seen[split, name] = data.read_rows(tmp_path / "made" / split / f"{name}.tsv")
+            assert sum(label == "1" for _, label in rows) == pytest.approx(len(rows) / 2, abs=40)
+            for sentence, label in rows:
+                words = sentence.split()
+                order = [int(word.partition("x")[2]) for word in words]
+                moved = [place for place, number in enumerate(order) if place != number]
+                assert len(moved) == 2 * int(label) and (not moved or moved[1] - moved[0] == 1)
+    assert seen["tuning", "train"] == seen["final", "train"] and len(seen["tuning", "validation"]) == data.TUNING
+    first = {sentence.partition(" ")[0].partition("x")[0] for sentence, _ in seen["tuning", "train"]}
+    held = {sentence.partition(" ")[0].partition("x")[0] for sentence, _ in seen["tuning", "validation"]}
+    assert not first & held
+
+
+@pytest.mark.parametrize("name", ["word_order", "published", "sentiment"])
+def test_questions_name_settings_that_exist(name):
+    script = __import__(name)
+    for arm in [*script.QUESTION["primary"], *(arm for pair in script.QUESTION["secondary"] for arm in pair)]:
+        assert config.load(lanes.flags_of(arm))
+    config.load(lanes.flags_of(script.COMMON))
