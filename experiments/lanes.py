@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import config  # noqa: E402
 from harness import run_folder  # noqa: E402
-from harness.files import write_json, write_text  # noqa: E402
+from harness.files import write_atomically, write_json, write_text  # noqa: E402
 
 KEPT = ("config.json", "environment.json", "metrics.csv", "predictions.csv", "training_statistics.json")
 
@@ -71,22 +71,27 @@ def publish(results_dir, reference, names):
 
     names: dict of path -> name that takes its place. Of predictions.csv the last evaluation is kept.
     """
+    reference.mkdir(parents=True, exist_ok=True)
     for run in sorted(results_dir.glob("run_*")):
-        if run_folder.stored_status(run) != "finished" or (reference / run.name).exists():
-            continue
-        shutil.rmtree(run / "model", ignore_errors=True)
-        (reference / run.name).mkdir(parents=True)
-        for name in KEPT:
-            if name.endswith(".json"):
-                content = json.loads((run / name).read_text(encoding="utf-8"))
-                write_json(reference / run.name / name, without_paths(content, names))
-            elif name == "predictions.csv":
-                header, *rows = (run / name).read_text(encoding="utf-8").splitlines()
-                last = rows[-1].partition(",")[0] + ","
-                kept = [header, *(row for row in rows if row.startswith(last))]
-                write_text(reference / run.name / name, "\n".join(kept) + "\n")
-            else:
-                shutil.copy(run / name, reference / run.name / name)
+        if run_folder.stored_status(run) == "finished" and not (reference / run.name).exists():
+            shutil.rmtree(run / "model", ignore_errors=True)
+            write_atomically(reference / run.name, lambda folder, run=run: copy_without_paths(run, folder, names))
+
+
+def copy_without_paths(run, folder, names):
+    """Make `folder` the published copy of a run, see `publish`."""
+    folder.mkdir()
+    for name in KEPT:
+        if name.endswith(".json"):
+            content = json.loads((run / name).read_text(encoding="utf-8"))
+            write_json(folder / name, without_paths(content, names))
+        elif name == "predictions.csv":
+            header, *rows = (run / name).read_text(encoding="utf-8").splitlines()
+            last = rows[-1].partition(",")[0] + ","
+            kept = [header, *(row for row in rows if row.startswith(last))]
+            write_text(folder / name, "\n".join(kept) + "\n")
+        else:
+            shutil.copy(run / name, folder / name)
 
 
 def without_paths(content, names):

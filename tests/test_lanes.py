@@ -12,6 +12,7 @@ from harness import run_folder
 sys.path.insert(0, str(ROOT / "experiments"))
 import data
 import lanes
+import randomness
 
 
 @pytest.fixture
@@ -121,3 +122,16 @@ def test_questions_name_settings_that_exist(name):
     for arm in [*script.QUESTION["primary"], *(arm for pair in script.QUESTION["secondary"] for arm in pair)]:
         assert config.load(lanes.flags_of(arm))
     config.load(lanes.flags_of(script.COMMON))
+
+
+def test_accuracy_at_the_same_loss_is_interpolated():
+    rows = [{"loss": None, "eval_accuracy": 0.5}]
+    for step in range(1, 61):
+        rows.append({"loss": 1.0 if step <= 30 else 0.5, "eval_accuracy": None})
+        if step % 30 == 0:
+            rows.append({"loss": None, "eval_accuracy": 0.6 if step == 30 else 0.8})
+    losses, accuracies = randomness.loss_and_accuracy(rows)
+    assert (losses.tolist(), accuracies.tolist()) == ([1.0, 0.5], [0.6, 0.8])
+    assert randomness.accuracy_at(0.75, losses, accuracies) == pytest.approx(0.7)
+    assert randomness.accuracy_at(0.5, losses, accuracies) == pytest.approx(0.8)
+    assert randomness.accuracy_at(2.0, losses, accuracies) == 0.6

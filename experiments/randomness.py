@@ -1,0 +1,99 @@
+"""Does the randomness help? At the same training loss, does a gradient measured with few shots generalise better?
+
+The method's description hopes that quantum randomness escapes local minima. Two tasks: word order, as in
+word_order.py, and sentiment, as in sentiment.py; rule `quantum` (graph) with AdamW on the measured gradient at 1, 10,
+100 and 1000 shots, and `classical`, which is AdamW on the gradient itself; the learning rates are those of `classical`
+there (run these two first). Seeds 0-5.
+
+A run's training loss is the mean over the 25 steps before each evaluation, its accuracy that of the evaluation. For
+each seed both are compared at the lowest training loss that every arm reaches, by linear interpolation between
+evaluations.
+
+Written before the runs:
+Primary comparison: word order, 1 shot against `classical`, accuracy at the same training loss: better, worse, or
+equivalent within 2 points.
+Secondary (Holm): the same with 10, 100 and 1000 shots, and all four on sentiment.
+Prediction: none is better; 1 shot reaches a given training loss later and is then equivalent or worse.
+
+Usage: python experiments/randomness.py --model FOLDER --sst2 FOLDER [--lanes 2]; writes matched.json beside the runs.
+"""
+
+import json
+
+import lanes
+import numpy as np
+import sentiment
+import word_order
+from data import make_sentiment, make_word_order
+
+from harness import run_folder
+from harness.files import write_json
+from report import statistics
+
+SHOTS, SEEDS, WINDOW, MARGIN = (1, 10, 100, 1000), range(6), 25, 0.02
+QUANTUM, CLASSICAL = {"update_rule": "quantum", "quantum_optimizer": "adamw"}, {"update_rule": "classical"}
+
+
+def main():
+    given = lanes.arguments(__doc__.splitlines()[0])
+    results = lanes.ROOT / "results"
+    matched = {}
+    for task, script, make in (("word_order", word_order, make_word_order), ("sentiment", sentiment, make_sentiment)):
+        tuned = results / "reference" / task / "tuning.json"
+        if not tuned.exists():
+            raise SystemExit(f"{tuned} is missing: run experiments/{task}.py first")
+        rate = json.loads(tuned.read_text(encoding="utf-8"))["chosen"][0]
+        work, reference = results / "randomness" / task, results / "reference" / "randomness" / task
+        make(given.sst2, work / "data")
+        common = script.COMMON | rate | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "final"}
+        arms = [CLASSICAL] + [QUANTUM | {"shots": shots} for shots in SHOTS]
+        names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: task}
+        runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in arms]
+        lanes.run_all(runs, work, given.lanes, reference, names)
+        matched[task] = compare_at_same_loss(reference)
+        write_json(results / "reference" / "randomness" / "matched.json", matched)
+
+
+def compare_at_same_loss(reference):
+    """[{shots, n, differences, mean, p, p_equal, ...}]: accuracy at each number of shots minus that of `classical`."""
+    curves = {}
+    for folder in sorted(reference.glob("run_*")):
+        run = run_folder.read(folder)
+        arm = run["settings"]["shots"] if run["settings"]["update_rule"] == "quantum" else 0
+        curves[arm, run["settings"]["seed"]] = loss_and_accuracy(run["rows"])
+    rows = []
+    for shots in SHOTS:
+        seeds = [seed for seed in SEEDS if (shots, seed) in curves and (0, seed) in curves]
+        differences = []
+        for seed in seeds:
+            target = max(curves[arm, other][0].min() for arm, other in curves if other == seed)
+            at = [accuracy_at(target, *curves[arm, seed]) for arm in (shots, 0)]
+            differences.append(at[0] - at[1])
+        if differences:
+            rows.append({"shots": shots, "differences": differences} | statistics.paired(differences, MARGIN))
+    return rows
+
+
+def loss_and_accuracy(rows):
+    """(losses, accuracies), float arrays: at each evaluation after step 0, the losses over the WINDOW steps before."""
+    losses, found = [], []
+    for row in rows:
+        if row["loss"] is not None:
+            losses.append(row["loss"])
+        elif losses:
+            found.append((float(np.mean(losses[-WINDOW:])), row["eval_accuracy"]))
+    return np.array(found).T
+
+
+def accuracy_at(target, losses, accuracies):
+    """The accuracy where the training loss first falls to `target`, by linear interpolation between evaluations."""
+    reached = int(np.argmax(losses <= target))
+    if reached == 0:
+        return float(accuracies[0])
+    before, after = losses[reached - 1], losses[reached]
+    part = (before - target) / (before - after)
+    return float(accuracies[reached - 1] + part * (accuracies[reached] - accuracies[reached - 1]))
+
+
+if __name__ == "__main__":
+    main()
