@@ -5,7 +5,7 @@ word_order.py, and sentiment, as in sentiment.py; rule `quantum` (graph) with Ad
 100 and 1000 shots, and `classical`, which is AdamW on the gradient itself; the learning rates are those of `classical`
 there (run these two first). Seeds 0-5.
 
-A run's training loss is the mean over the 25 steps before each evaluation, its accuracy that of the evaluation. For
+A run's training loss is the mean over the steps since the evaluation before, its accuracy that of the evaluation. For
 each seed both are compared at the lowest training loss that every arm reaches, by linear interpolation between
 evaluations.
 
@@ -30,7 +30,7 @@ from harness import run_folder
 from harness.files import write_json
 from report import statistics
 
-SHOTS, SEEDS, WINDOW, MARGIN = (1, 10, 100, 1000), range(6), 25, 0.02
+SHOTS, SEEDS, MARGIN = (1, 10, 100, 1000), range(6), 0.02
 QUANTUM, CLASSICAL = {"update_rule": "quantum", "quantum_optimizer": "adamw"}, {"update_rule": "classical"}
 
 
@@ -75,13 +75,14 @@ def compare_at_same_loss(reference):
 
 
 def loss_and_accuracy(rows):
-    """(losses, accuracies), float arrays: at each evaluation after step 0, the losses over the WINDOW steps before."""
+    """(losses, accuracies), float arrays: at each evaluation after step 0, the mean loss since the one before."""
     losses, found = [], []
     for row in rows:
         if row["loss"] is not None:
             losses.append(row["loss"])
         elif losses:
-            found.append((float(np.mean(losses[-WINDOW:])), row["eval_accuracy"]))
+            found.append((float(np.mean(losses)), row["eval_accuracy"]))
+            losses = []
     return np.array(found).T
 
 
