@@ -48,12 +48,17 @@ def run_as_script(main, command):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
-        sys.exit(main(command))
+        status = main(command)
     except (Exception, KeyboardInterrupt) as error:
         if command.debug:
             raise
         complain(error)
-        sys.exit(exit_message(error)[1])
+        status = exit_message(error)[1]
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # torch's threads of several processes may abort a normal exit
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def complain(error, advice=""):

@@ -188,7 +188,7 @@ def script_that_differs(folder, rank, change):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import model_utils, quantum_circuits, train
-from harness import command_line, run_folder
+from harness import command_line, record, run_folder
 
 def refuse(error):
     def f(*_, **__):
@@ -196,7 +196,7 @@ def refuse(error):
     return f
 
 def stop_at(real, step):
-    return lambda *given: real(*given) if given[-1] != step else refuse(KeyboardInterrupt())()
+    return lambda *given: real(*given) if given[3] != step else refuse(KeyboardInterrupt())()
 
 if os.environ["RANK"] == "{rank}" or "{rank}" == "any":
     {change}
@@ -208,7 +208,7 @@ command_line.run_as_script(train.main, command_line.parse_or_exit(sys.argv[1:]))
 @slow
 def test_a_full_disk_ends_a_study_of_all_processes(flags, tmp_path):
     """The first process alone meets it, while the others wait for their next sum."""
-    change = "run_folder.MetricsFile.write = refuse(OSError(28, 'No space left on device'))"
+    change = "record.CsvFile.write = refuse(OSError(28, 'No space left on device'))"
     script = script_that_differs(tmp_path, 0, change)
     study = [*flags, "--update_rules", "exact,classical", "--results_dir", tmp_path / "results"]
     begun = time.monotonic()
