@@ -96,7 +96,9 @@ def copy_without_paths(run, folder, names):
 
 def without_paths(content, names):
     """JSON content with every path of `names` replaced, argv and the results folder taken out."""
-    text = json.dumps({key: value for key, value in content.items() if key != "argv"})
+    for part in (content, *content.get("resumed", [])):
+        part.pop("argv", None)
+    text = json.dumps(content)
     for path, name in names.items():
         text = text.replace(json.dumps(str(path))[1:-1], name)
     content = json.loads(text)

@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy"
 
 def describe_environment(argv, device, backend, model, model_source, data_source):
     """Contents of environment.json, a dict. backend: name of the engine, or None where no circuits run."""
-    changed = git("status", "--porcelain")
+    changed = git("status", "--porcelain", "--", ":(top,exclude)results")  # runs published there are no change of code
     return {
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": None if changed is None else bool(changed),
