@@ -37,7 +37,7 @@ class AerBackend:
     gate has joined to others yet has a state of its own, which is written down.
 
     |amplitude|^2, one column per address, is every group's exact distribution, from which the shots are drawn: what
-    measuring gives, at a hundredth of the cost of Aer's own counts.
+    measuring gives, without Aer's own counting, circuit by circuit.
     """
 
     name = "aer"
@@ -59,7 +59,8 @@ class AerBackend:
         if self.draw is joint_shots and all(len(instruction.qubits) == 1 for instruction in ansatz.circuit.data):
             self.draw = independent_shots  # the same law where no gate joins qubits, in a sixth of the time
         self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
-        self.block = block or STREAM_GROUPS * min(4, max(1, 2**7 // len(self.eigenvalues)))  # of 2^16 amplitudes or so
+        # Measured as the fastest for 5 to 7 qubits.
+        self.block = block or STREAM_GROUPS * min(4, max(1, 2**7 // len(self.eigenvalues)))
         self.lent = device == "CPU"  # Aer computes in numpy's array itself; a GPU takes a copy and gives it back
         gates, self.entering, self.layers = compile_batched(ansatz)
         self.initial_state = np.eye(len(self.eigenvalues), 1, dtype=complex)

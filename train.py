@@ -40,7 +40,7 @@ IGNORED = -100  # label that cross_entropy leaves out
 def main(command):
     """Make the run, or the study of several runs, that a config.Command describes. Returns the exit status: 0, 1 where
     a run diverged or failed, 130 where one was interrupted or stopped and --resume can go on."""
-    with process_group.process_group(use_cuda=choose_device(command.runs[0].device).type == "cuda"):
+    with process_group.process_group(use_cuda=torch.cuda.is_available()):
         if command.resume:
             folder, settings = on_rank_zero(run_folder.find_run_to_resume, command)
             return run_once(settings, command, folder=folder)
@@ -164,7 +164,7 @@ def train(job, run, checkpoint=None):
         checkpoints.saved_when_stopped(run, model, optimizer, scheduler, progress) as save_checkpoint,
     ):
         if progress["evaluation_due"]:
-            evaluate_and_record(job, record, progress, epoch=progress["step"] // steps_per_epoch)
+            evaluate_and_record(job, record, progress, steps_per_epoch)
         for step in range(progress["step"] + 1, total_steps + 1):
             epoch, place = 1 + (step - 1) // steps_per_epoch, (step - 1) % steps_per_epoch
             timer = StageTimer(device)
@@ -196,7 +196,7 @@ def train(job, run, checkpoint=None):
 
             # Evaluate and save where due.
             if due:
-                evaluate_and_record(job, record, progress, epoch)
+                evaluate_and_record(job, record, progress, steps_per_epoch)
             if step % steps_per_epoch == 0 or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
                 save_checkpoint()
 
@@ -353,8 +353,9 @@ def evaluate(job):
     return results
 
 
-def evaluate_and_record(job, record, progress, epoch):
+def evaluate_and_record(job, record, progress, steps_per_epoch):
     """Evaluate, write metrics and predictions, and note in `progress` that it is done."""
+    epoch = math.ceil(progress["step"] / steps_per_epoch)
     losses, margins = evaluate(job)
     evaluation = {"eval_loss": losses.mean().item(), "eval_accuracy": (margins > 0).double().mean().item()}
     record.metrics.write({"step": progress["step"], "epoch": epoch, **evaluation})

@@ -77,8 +77,8 @@ def most_recent(results_dir, unfinished=False):
     """
     found = [folder for folder in in_order(results_dir) if not unfinished or is_resumable(folder)]
     if not found:
-        what = "unfinished run with a checkpoint" if unfinished else "run folder"
-        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no {what}, `python train.py` makes one")
+        what = "unfinished run with a checkpoint" if unfinished else "run folder, `python train.py` makes one"
+        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no {what}")
     return found[-1]
 
 
@@ -187,8 +187,9 @@ class CannotResume(ValueError):
 
 
 def identity(settings):
-    """Text of the settings that affect the result: runs of the same text compute the same."""
-    return json.dumps(config.settings_that_affect_result(settings._asdict()), sort_keys=True)
+    """Text of the settings that affect the result or when it is evaluated: runs of the same text record the same."""
+    affecting = config.settings_that_affect_result(settings._asdict()) | {"eval_every": settings.eval_every}
+    return json.dumps(affecting, sort_keys=True)
 
 
 def stored_settings(folder):
@@ -209,8 +210,8 @@ def stored_status(folder):
 
 
 def is_resumable(folder):
-    """Whether a run folder holds a checkpoint of a run that has not finished."""
-    return stored_status(folder) != "finished" and any(folder.glob("checkpoint/step_*"))
+    """Whether a run folder holds a checkpoint of a run that has neither finished nor diverged."""
+    return stored_status(folder) not in ("finished", "diverged") and any(folder.glob("checkpoint/step_*"))
 
 
 def find_finished_and_resumable(results_dir):
@@ -224,7 +225,7 @@ def find_finished_and_resumable(results_dir):
             continue
         if status == "finished":
             finished.add(key)
-        elif status in ("running", "interrupted", "failed") and is_resumable(folder):
+        elif is_resumable(folder):
             resumable[key] = folder
     return finished, resumable
 
@@ -237,10 +238,14 @@ def find_run_to_resume(command):
     results_dir = Path(os.path.expanduser(command.runs[0].results_dir))
     latest = command.resume == "latest"
     folder = most_recent(results_dir, unfinished=True) if latest else Path(os.path.expanduser(command.resume))
+    if not folder.is_dir():
+        raise ValueError(f"--resume {folder}: no such run folder")
     try:
         settings = stored_settings(folder)
     except ValueError as error:
         raise ValueError(f"--resume {error}") from None
+    if stored_status(folder) == "diverged":
+        raise ValueError(f"--resume {folder}: has diverged, and would again; begin anew, with a lower learning rate")
     if stored_status(folder) == "finished":
         raise ValueError(f"--resume {folder}: has finished; a longer run must be begun anew, with more NUM_EPOCHS")
     if not is_resumable(folder):

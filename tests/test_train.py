@@ -319,6 +319,35 @@ def test_predictions_are_kept_and_resumed(tiny_flags, tmp_path, monkeypatch):
     assert (cut / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
 
 
+def test_an_evaluation_due_amid_an_epoch_is_resumed_with_its_epoch(tiny_flags, tmp_path, monkeypatch):
+    flags = [*tiny_flags, "--num_epochs", "2", "--eval_every", "2"]
+    whole = run_into(tmp_path / "whole", flags)
+    real, calls = train.evaluate, []
+
+    def evaluate(job):
+        calls.append(None)
+        if len(calls) == 2:  # after step 2 of 3 of the first epoch
+            raise KeyboardInterrupt
+        return real(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", evaluate)
+        assert run_training([*flags, "--results_dir", tmp_path / "cut"]) == 130
+    assert run_training(["--resume", "latest", "--results_dir", tmp_path / "cut"]) == 0
+    rows = [
+        [(row["step"], row["epoch"], row["eval_loss"]) for row in metric_rows(run)]
+        for run in (whole, only_run(tmp_path / "cut"))
+    ]
+    assert rows[0] == rows[1] and ("2", "1") in {row[:2] for row in rows[0]}
+
+
+def test_a_study_makes_the_evaluations_it_is_asked_for(tiny_flags, tmp_path):
+    study = [*tiny_flags, "--update_rules", "classical,frozen", "--results_dir", tmp_path / "runs"]
+    for every in ("0", "1"):
+        assert run_training([*study, "--eval_every", every]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
 # --- What stops a run
 
 
