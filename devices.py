@@ -229,6 +229,7 @@ class DeviceBackend:
     """
 
     block = 10**9  # all groups of a tensor in one job
+    draws_shots = True
 
     def __init__(
         self,
