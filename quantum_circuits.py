@@ -350,34 +350,33 @@ def quantum_parameter_update(
         raise FloatingPointError("the gradient is not finite")
     ansatz, n = backend.ansatz, backend.ansatz.circuit.num_qubits
     scale = float(flat.abs().max()) if normalization == "tensor" and flat.numel() else None
-    gradient_groups = as_groups(flat, n)
-    update = torch.zeros_like(gradient_groups)
-    shots_of_groups, noise = None, (0.0, 0.0)
+    all_groups = as_groups(flat, n)
+    chosen = all_groups if groups is None else all_groups[groups]
+    shots_of_groups, noise = None, ()
     if allocation == "optimal" and backend.draws_shots:
-        offered = (gradient_groups if groups is None else gradient_groups[groups]).double().numpy()
-        chosen, shots_of_groups, factors, *noise = allocate(
-            offered, scale_of(offered, scale), ansatz.inverse, shots, seed
-        )
-        chosen, factors = torch.from_numpy(chosen), torch.from_numpy(factors)
-        groups = chosen if groups is None else groups[chosen]
-        weights = factors if weights is None else factors * weights[chosen]
-    measured = len(gradient_groups) if groups is None else len(groups)
-    which, of = share
-    blocks = range(which * backend.block, measured, of * backend.block)
+        values = np.asfortranarray(chosen.double().numpy())
+        spent = allocate(values, scale_of(values, scale), ansatz.inverse, shots, seed)
+        places, shots_of_groups, noise = torch.from_numpy(spent.groups), spent.shots, spent[-2:]
+        factors = torch.from_numpy(spent.weights)
+        weights = factors if weights is None else factors * weights[places]
+        groups = places if groups is None else groups[places]
+        chosen = chosen[places]
+    measured = torch.zeros_like(chosen)
+    num_padded, which, of = all_groups.numel() - flat.numel(), *share
+    blocks = range(which * backend.block, len(chosen), of * backend.block)
 
     def measure_block(first):
         """Measure and decode the block that begins at place `first`; returns entries, circuits and shots measured."""
-        places = slice(first, min(first + backend.block, measured))
-        rows = places if groups is None else groups[places]
-        x, scales = encode(np.asfortranarray(gradient_groups[rows].double().numpy()), scale)
-        taken = shots if shots_of_groups is None else shots_of_groups[places]
+        rows = slice(first, min(first + backend.block, len(chosen)))
+        x, scales = encode(np.asfortranarray(chosen[rows].double().numpy()), scale)
+        taken = shots if shots_of_groups is None else shots_of_groups[rows]
         means, *used = backend.measure(x, taken, seed, first)
         if weights is not None:
-            scales = scales * weights[places, None].numpy()
-        update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
-        last = len(gradient_groups) - 1  # the group that is padded
-        padded = places.stop > last if groups is None else bool((rows == last).any())
-        return len(x) * n - padded * (gradient_groups.numel() - flat.numel()), *used
+            scales = scales * weights[rows, None].numpy()
+        measured[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(measured.dtype)
+        last = len(all_groups) - 1  # the group that is padded
+        padded = rows.stop > last if groups is None else bool((groups[rows] == last).any())
+        return len(x) * n - num_padded * padded, *used
 
     if len(blocks) == 1 or shots < THREADED_SHOTS:
         used = [measure_block(first) for first in blocks]  # no thread, so that Ctrl-C ends the wait for a device's job
@@ -385,8 +384,9 @@ def quantum_parameter_update(
         # Threads: drawing the shots leaves the interpreter free to simulate the next block.
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
             used = list(threads.map(measure_block, blocks))
-    if not torch.isfinite(update).all():
+    if not torch.isfinite(measured).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
+    update = measured if groups is None else torch.zeros_like(all_groups).index_copy_(0, groups, measured)
     update = update.reshape(-1)[: flat.numel()].reshape(gradient.shape).to(gradient.device)
     entries, circuits, taken = map(sum, zip(*used, strict=True)) if used else (0, 0, 0)
     return update, Usage(entries, circuits, taken, time.perf_counter() - started, *noise)
