@@ -383,8 +383,8 @@ def check_together(settings, given):
             raise ValueError(f"NUM_LABELS = {settings.num_labels}: must be {GLUE[task][0]} with GLUE {task}")
     if settings.shot_allocation == "equal" and type(settings.shots) is not int:
         raise ValueError(
-            f"SHOTS = {settings.shots!r} with SHOT_ALLOCATION = 'equal': must be a whole number; with 'optimal' it is a "
-            "mean"
+            f"SHOTS = {settings.shots!r} with SHOT_ALLOCATION = 'equal': must be a whole number from 1; only with "
+            "'optimal' it is a mean"
         )
     if backend == "aer" and given is not None:
         for name in sorted(_DEVICE_SETTINGS & set(given) | ({"dry_run"} if settings.dry_run == "yes" else set())):

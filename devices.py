@@ -451,7 +451,8 @@ def full_step_table(numels, shot_seconds=SHOT_SECONDS):
     """Lines of text: QPU time of `full_step` for 1 to 5 qubits and 1 to 1000 shots, on one line and on 20."""
     columns = [(lines, shots) for lines in (1, 20) for shots in (1, 10, 100, 1000)]
     head = "".join(f"{f'{lines} x {shots}':>12}" for lines, shots in columns)
-    rows = [f"QPU time of a step that measures all {sum(numels):,} weights, groups side by side x shots:", f"qubits{head}"]
+    title = f"QPU time of a step that measures all {sum(numels):,} weights, by groups side by side x shots:"
+    rows = [title, f"qubits{head}"]
     for num_qubits in range(1, 6):
         seconds = [full_step(numels, num_qubits, shots, lines, shot_seconds)[2] for lines, shots in columns]
         rows.append(f"{num_qubits:6}" + "".join(f"{duration(value):>12}" for value in seconds))

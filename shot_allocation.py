@@ -6,6 +6,7 @@ shot, and its estimate divided by the chance, so that the mean of every estimate
 JASA 47, 663, 1952; for shots, Rosalin: Arrasmith et al., 2004.06252).
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +55,9 @@ def one_shot_moments(values, scale, inverse):
     largest = scale.max(initial=0) or 1.0
     second_moment = (scale[:, 0] / largest) ** 2 * np.sum(inverse**2)
     scaled = values / largest
-    return np.maximum(second_moment - np.einsum("gi,gi->g", scaled, scaled), 0), second_moment
+    variance = second_moment - np.einsum("gi,gi->g", scaled, scaled)
+    variance[variance < 1e-9 * second_moment] = 0  # what rounding has left: the outcome is certain
+    return variance, second_moment
 
 
 def optimal_shots(variance, second_moment, total):
@@ -63,16 +66,21 @@ def optimal_shots(variance, second_moment, total):
     S shots leave v / S where S >= 1, and where S < 1 is the chance of one shot, m / S - |g|^2. So the best S is
     factor * sqrt(v) from 1 on, factor * sqrt(m) up to 1, and 1 between; the factor is what makes the total right.
     """
-    most, least = np.sqrt(second_moment), np.sqrt(variance)
+    most, least = np.sqrt(second_moment), np.sqrt(np.maximum(variance, 1e-12 * second_moment))
     if not most.any():
         return np.zeros_like(most)
-    factor = total / most.sum()
-    for _ in range(30):  # from below, each time by most of what is missing; within 0.1% is as good as the best
+    low, high, factor = 0.0, math.inf, total / most.sum()
+    for _ in range(50):  # Newton's steps for the logarithms, in a bracket; 0.1% less is as good as the best
         shots = np.maximum(factor * least, np.minimum(factor * most, 1))
-        if shots.sum() > 0.999 * total:
+        spent = shots.sum()
+        if 0.999 * total <= spent <= (1 + 1e-12) * total:  # not more: what is certain to be measured has to stay so
             break
-        factor *= total / shots.sum()
-    return shots * (total / shots.sum())
+        low, high = (factor, high) if spent < total else (low, factor)
+        growing = shots[shots != 1].sum() / spent  # d log(spent) / d log(factor)
+        factor *= (total / spent) ** (1 / max(growing, 0.1))
+        if not low < factor < high:
+            factor = math.sqrt(low * high)
+    return shots * (total / spent)
 
 
 def draw_whole(expected, generator):

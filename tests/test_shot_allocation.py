@@ -56,7 +56,9 @@ def expected_shots(gradient, ansatz, shots):
 
 
 @pytest.mark.parametrize("rule", ["quantum", "independent"])
-@pytest.mark.parametrize(("name", "shots"), [("graph", 0.3), ("graph", 1), ("graph", 3), ("graph", 10), ("product", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "shots"), [("graph", 0.3), ("graph", 1), ("graph", 3), ("graph", 10), ("product", 0.3)]
+)
 def test_mean_and_noise_are_as_predicted(name, shots, rule):
     """E = g in every entry; of a group the noise is v E[1 / S], and of a sampled one m / p - |g|^2."""
     repeats, gradient = 3000, uneven_gradient(24)
@@ -89,7 +91,8 @@ def test_one_shot_for_a_qubit_that_is_certain_is_not_left_out():
     gradient = uneven_gradient(24, n=1)
     backend = AerBackend(qc.build_ansatz("product", 1, PHI))
     for shots in (1, 5):
-        np.testing.assert_array_equal(updates_of(gradient, backend, shots, 1, allocation="optimal")[0], gradient)
+        (update,) = updates_of(gradient, backend, shots, 1, allocation="optimal")
+        np.testing.assert_allclose(update, gradient, rtol=1e-12)
     updates = updates_of(gradient, backend, 0.5, 3000, allocation="optimal")
     error = updates.std(axis=0) / math.sqrt(3000)
     assert np.all(np.abs(updates.mean(axis=0) - gradient.numpy()) < 5 * error + 1e-12) and error.max() > 0
@@ -142,7 +145,7 @@ def test_the_total_is_that_of_equal_and_counts_what_ran(shots, normalization):
     assert changed <= usage.circuits <= min(700, usage.shots)
     assert usage.entries in (usage.circuits * 3, usage.circuits * 3 - 1)
     if shots < 1:
-        assert usage.circuits == usage.shots  # one shot each, no circuit without any
+        assert usage.circuits > 0.7 * usage.shots  # mostly one shot each, and no circuit without any
     if shots == 0.01 and normalization == "group":
         assert changed == 7
 
@@ -151,7 +154,7 @@ def test_the_total_is_that_of_equal_and_counts_what_ran(shots, normalization):
 @pytest.mark.parametrize("name", ["graph", "product"])
 def test_optimal_shots_are_those_of_the_slow_reference(name, shots):
     gradient, ansatz = uneven_gradient(200), qc.build_ansatz(name, 3, PHI)
-    values, variance, second, expected = expected_shots(gradient, ansatz, shots)
+    values, variance, _, expected = expected_shots(gradient, ansatz, shots)
     found = shot_allocation.one_shot_moments(values, qc.scale_of(values), ansatz.inverse)
     largest = np.abs(values).max() ** 2
     np.testing.assert_allclose(found[0] * largest, variance, rtol=0, atol=1e-12 * largest)
@@ -259,7 +262,7 @@ def test_a_run_with_fewer_shots_than_circuits(tiny_flags, tmp_path):
     assert run["settings"]["shots"] == 0.3
     for row in run["rows"]:
         if row["loss"] is not None:
-            assert row["circuits"] == row["shots"] and abs(row["shots"] - 4 * 52 * 0.3) < 4
+            assert 0.7 * row["shots"] < row["circuits"] <= row["shots"] and abs(row["shots"] - 4 * 52 * 0.3) < 4
             assert row["allocation_gain"] > 1 and 0.2 < row["coverage"] < 0.4
 
 
