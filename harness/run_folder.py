@@ -264,7 +264,7 @@ def find_run_to_resume(command):
 def resumed_environment(folder, now):
     """environment.json of a run that goes on: as it began, with what is different now appended to `resumed`.
 
-    Raises CannotResume where data or initial weights are not what the run began with, or metrics are missing.
+    Raises CannotResume where it cannot be read, or data or initial weights are not what the run began with.
     """
     try:
         before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))

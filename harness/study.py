@@ -55,7 +55,7 @@ def run_study(runs, as_used, run_once):
             bar.set_postfix_str(f"last: {name}")
             bar.update()
     print(f"study finished, {len(failed)} runs failed{': ' if failed else ''}{'; '.join(failed)}")
-    print(f"now: python analyze.py {shlex.quote(runs[0].results_dir)}")
+    print(f"now: python analyze.py {shlex.quote(str(results_dir))}")
     return 1 if failed else 0
 
 
