@@ -55,7 +55,7 @@ class AerBackend:
                 "the package qiskit-aer-gpu, for Linux with CUDA, brings GPU"
             )
         self.ansatz, self.rule, self.device = ansatz, RULES[rule], device
-        self.draw = self.rule.draw
+        self.draw, self.draws_shots = self.rule.draw, self.rule.draws_shots
         if self.draw is joint_shots and all(len(instruction.qubits) == 1 for instruction in ansatz.circuit.data):
             self.draw = independent_shots  # the same law where no gate joins qubits, in a sixth of the time
         self.eigenvalues = minus_z(ansatz.circuit.num_qubits)
@@ -120,16 +120,17 @@ class AerBackend:
     def measure(self, x, shots, seed, first=0):
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), and what was run for them.
 
-        x: float64 (groups, n) in [-1, 1]. seed: tuple of ints. first: the first group's place in the update, a
-        multiple of STREAM_GROUPS; every STREAM_GROUPS groups draw their shots from a random stream of their own.
+        x: float64 (groups, n) in [-1, 1]. shots: per group, int, or int64 (groups,). seed: tuple of ints.
+        first: the first group's place in the update, a multiple of STREAM_GROUPS; every STREAM_GROUPS groups draw their
+        shots from a random stream of their own.
         """
-        distributions = self.probabilities(x)
+        distributions, shots = self.probabilities(x), np.broadcast_to(shots, len(x))
         means = np.empty_like(x)
         for start in range(0, len(x), STREAM_GROUPS):
             rows = slice(start, start + STREAM_GROUPS)
             generator = np.random.default_rng(np.random.SeedSequence((*seed, (first + start) // STREAM_GROUPS)))
-            means[rows] = self.draw(distributions[rows], self.eigenvalues, shots, generator)
-        return means, len(x), len(x) * shots * self.rule.draws_shots
+            means[rows] = self.draw(distributions[rows], self.eigenvalues, shots[rows], generator)
+        return means, len(x), int(shots.sum()) if self.draws_shots else 0
 
 
 def apply_gates(state, amplitudes, gates, lent):

@@ -58,14 +58,16 @@ QUANTUM_LEARNING_RATE = 0.01  # learning rate of "sgd" at the start
 QUANTUM_SCHEDULE = "linear"  # what becomes of it: "linear" decays to 0, as AdamW's; "constant"
 CIRCUIT = "graph"  # circuit by name: graph, product (no entangler), chain, literal, or one you add
 NUM_QUBITS = 5  # qubits per circuit = weights per circuit
-SHOTS = 1000  # measurements per circuit; more shots, less noise
+SHOTS = 1000  # measurements per circuit; more shots, less noise; the mean with "optimal" below, where 0.1 is possible
+SHOT_ALLOCATION = "equal"  # "equal": SHOTS for every circuit; "optimal": the same total, more where more noise is
 ENTANGLING_ANGLE = math.pi / 4  # angle of the ring of RZZ gates in "graph", radians; 0 = no entanglement
 NORMALIZATION = "group"  # scale of the encoding, max |gradient| of: "group" (one circuit) or "tensor" (one weight)
 BACKEND = "aer"  # "aer" (simulator), "ibm" (least busy), "ibm:NAME", "fake:NAME" (simulated with noise), "generic:N"
 AER_DEVICE = "CPU"  # where Aer simulates: "CPU", or "GPU" with qiskit-aer-gpu installed in place of qiskit-aer
 
 # --- Devices: every BACKEND but "aer"
-DEVICE_GROUPS = 32  # groups measured per step, those of the largest gradient; the other weights get no update
+DEVICE_GROUPS = 32  # groups measured per step; the other weights get no update
+DEVICE_SELECTION = "largest"  # which groups: "largest" gradients (biased), or "sampled" by size (unbiased, noisier)
 DEVICE_NOISE = "on"  # "off" simulates fake and generic devices without noise
 MITIGATION = "none"  # "readout": correct means by the measured readout errors of each qubit
 DYNAMICAL_DECOUPLING = "off"  # pulses on idle qubits: "XX", "XpXm" or "XY4"
@@ -113,12 +115,14 @@ _LIMITS = {
     "QUANTUM_SCHEDULE": ("one of", "linear", "constant"),
     "CIRCUIT": ("text",),
     "NUM_QUBITS": ("a whole number", 1, 10),
-    "SHOTS": ("a whole number", 1, 10**7),
+    "SHOTS": ("a number", 0.001, 10**7),
+    "SHOT_ALLOCATION": ("one of", "equal", "optimal"),
     "ENTANGLING_ANGLE": ("a number", 0, math.nextafter(math.pi / 2, 0)),
     "NORMALIZATION": ("one of", "group", "tensor"),
     "BACKEND": ("one of aer, ibm, ibm:NAME, fake:NAME and generic:N",),
     "AER_DEVICE": ("one of", "CPU", "GPU"),
     "DEVICE_GROUPS": ("a whole number", 1, 10**6),
+    "DEVICE_SELECTION": ("one of", "largest", "sampled"),
     "DEVICE_NOISE": ("one of", "on", "off"),
     "MITIGATION": ("one of", "none", "readout"),
     "DYNAMICAL_DECOUPLING": ("one of", "off", "XX", "XpXm", "XY4"),
@@ -128,8 +132,8 @@ _LIMITS = {
     "RESULTS_DIR": ("text",),
     "SAMPLE_SENTENCES": ("a list of texts", 0, 20),
 }
-_DEVICE_SETTINGS = {"device_groups", "device_noise", "mitigation", "dynamical_decoupling", "twirling"}
-_DEVICE_SETTINGS |= {"max_qpu_seconds", "dry_run"}
+_DEVICE_SETTINGS = {"device_groups", "device_selection", "device_noise", "mitigation", "dynamical_decoupling"}
+_DEVICE_SETTINGS |= {"twirling", "max_qpu_seconds", "dry_run"}
 
 # The classification tasks of GLUE (stsb is a regression): number of classes, and columns of text.
 GLUE = {
@@ -240,7 +244,7 @@ def settings_that_affect_result(settings):
     if not rule.measures or settings["backend"] == "aer":
         ignored |= _DEVICE_SETTINGS
     if not rule.draws_shots:
-        ignored.add("shots")
+        ignored |= {"shots", "shot_allocation"}
     return {name: value for name, value in settings.items() if name not in ignored}
 
 
@@ -351,6 +355,8 @@ def _checked(name, value):
             valid = False
     if not valid:
         raise refused
+    if name == "SHOTS" and value == int(value):
+        return int(value)
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -375,6 +381,11 @@ def check_together(settings, given):
             raise ValueError(f"DATASET_CONFIG = {task!r}: must be one of {', '.join(GLUE)} with GLUE")
         if settings.num_labels != GLUE[task][0]:
             raise ValueError(f"NUM_LABELS = {settings.num_labels}: must be {GLUE[task][0]} with GLUE {task}")
+    if settings.shot_allocation == "equal" and type(settings.shots) is not int:
+        raise ValueError(
+            f"SHOTS = {settings.shots!r} with SHOT_ALLOCATION = 'equal': must be a whole number from 1; only with "
+            "'optimal' it is a mean"
+        )
     if backend == "aer" and given is not None:
         for name in sorted(_DEVICE_SETTINGS & set(given) | ({"dry_run"} if settings.dry_run == "yes" else set())):
             value = getattr(settings, name)
@@ -384,6 +395,11 @@ def check_together(settings, given):
             raise ValueError(
                 f"UPDATE_RULE = {settings.update_rule!r} with BACKEND = {backend!r}: must be quantum, or one without "
                 "circuits; devices measure all qubits with finitely many shots"
+            )
+        if settings.shot_allocation == "optimal":
+            raise ValueError(
+                f"SHOT_ALLOCATION = 'optimal' with BACKEND = {backend!r}: must be equal, all circuits of a job get as "
+                "many shots"
             )
         if backend.startswith("ibm") and settings.dry_run == "no" and not settings.max_qpu_seconds:
             raise ValueError(

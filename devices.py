@@ -35,6 +35,8 @@ WORST_ERROR = 0.5
 JOB_ATTEMPTS, NETWORK_ATTEMPTS = 3, 30
 # Shots of a circuit that measures readout errors, for each shot of one that measures gradients.
 CALIBRATION_SHOTS = 10
+# The most shots of all circuits together that a job may have.
+EXECUTIONS_PER_JOB = 10**7
 # For the estimate, seconds: what a job takes besides its shots, and a shot where the device does not say.
 JOB_SECONDS, SHOT_SECONDS = 3.0, 300e-6
 
@@ -229,6 +231,7 @@ class DeviceBackend:
     """
 
     block = 10**9  # all groups of a tensor in one job
+    draws_shots = True
 
     def __init__(
         self,
@@ -413,8 +416,12 @@ class DeviceBackend:
         """Seconds of QPU time that a job of `rows` circuits is expected to take."""
         if self.service is None:
             return 0.0
-        delay = getattr(self.device, "default_rep_delay", None) or SHOT_SECONDS
-        return JOB_SECONDS + rows * shots * delay
+        return JOB_SECONDS + rows * shots * self.shot_seconds
+
+    @property
+    def shot_seconds(self):
+        """Seconds of QPU time that one shot of a circuit takes, an estimate."""
+        return getattr(self.device, "default_rep_delay", None) or SHOT_SECONDS
 
     def plan(self, weights, groups, steps, shots):
         """What a training takes at most: jobs, circuits, shots, seconds. weights: tensors measured in every step."""
@@ -426,6 +433,38 @@ class DeviceBackend:
             jobs, circuits, total = jobs + 1, circuits + 2, total + 2 * CALIBRATION_SHOTS * shots
             seconds += self.job_seconds(2, CALIBRATION_SHOTS * shots)
         return {"jobs": jobs, "circuits": circuits, "shots": total, "seconds": seconds}
+
+
+def full_step(numels, num_qubits, shots, lines, shot_seconds=SHOT_SECONDS):
+    """(jobs, circuits, seconds) that measuring every entry of some weights once takes of a device, an estimate.
+
+    numels: entries of each weight; a weight has jobs of its own, of whole circuits. shots: per circuit, int, at most
+    EXECUTIONS_PER_JOB. lines: groups measured side by side. seconds: of QPU time, JOB_SECONDS a job and shot_seconds,
+    float, a shot.
+    """
+    circuits = [-(-numel // (num_qubits * lines)) for numel in numels]
+    jobs = sum(-(-number // (EXECUTIONS_PER_JOB // shots)) for number in circuits)
+    return jobs, sum(circuits), jobs * JOB_SECONDS + sum(circuits) * shots * shot_seconds
+
+
+def full_step_table(numels, shot_seconds=SHOT_SECONDS):
+    """Lines of text: QPU time of `full_step` for 1 to 5 qubits and 1 to 1000 shots, on one line and on 20."""
+    columns = [(lines, shots) for lines in (1, 20) for shots in (1, 10, 100, 1000)]
+    head = "".join(f"{f'{lines} x {shots}':>12}" for lines, shots in columns)
+    title = f"QPU time of a step that measures all {sum(numels):,} weights, by groups side by side x shots:"
+    rows = [title, f"qubits{head}"]
+    for num_qubits in range(1, 6):
+        seconds = [full_step(numels, num_qubits, shots, lines, shot_seconds)[2] for lines, shots in columns]
+        rows.append(f"{num_qubits:6}" + "".join(f"{duration(value):>12}" for value in seconds))
+    return rows
+
+
+def duration(seconds):
+    """Seconds as text, in the largest unit of which there are two at least: 90 s, 2.0 min, 3.5 h, 8.2 days."""
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class JobFailed(Exception):

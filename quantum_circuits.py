@@ -14,6 +14,7 @@ Var(estimate_i) = s^2 (R^-1 Sigma(x) R^-T)_ii / shots. `python quantum_circuits.
 Bit order is little-endian throughout: qubit i is bit i of an outcome and carries weight i of its group.
 """
 
+import itertools
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,8 @@ import torch
 from qiskit import QuantumCircuit, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.quantum_info import Statevector, partial_trace
+
+from shot_allocation import allocate, draw_whole, inclusion_chances
 
 # With fewer shots the circuits take most of the time, and threads would only wait for each other's interpreter lock.
 THREADED_SHOTS = 32
@@ -230,12 +233,17 @@ def num_groups(numel, num_qubits):
 
 
 class Usage(NamedTuple):
-    """What an update took: entries of the weight measured, circuits run, shots measured, and seconds of wall time."""
+    """What an update took: entries of the weight measured, circuits run, shots measured, and seconds of wall time.
+
+    equal_noise, optimal_noise: see shot_allocation.Allocation, of the whole weight; 0 where shots are not allocated.
+    """
 
     entries: int
     circuits: int
     shots: int
     seconds: float
+    equal_noise: float = 0.0
+    optimal_noise: float = 0.0
 
 
 def encode(values, scale=None):
@@ -243,10 +251,15 @@ def encode(values, scale=None):
 
     values: groups of the gradient, float64 (groups, n). s is max |g| of each group, or `scale` for all of them.
     """
+    scale = scale_of(values, scale)
+    return values / np.where(scale > 0, scale, 1.0), scale
+
+
+def scale_of(values, scale=None):
+    """s, float64 (groups, 1), see `encode`."""
     if scale is None:
         scale = np.abs(values).max(axis=1, keepdims=True)
-    scale = np.broadcast_to(scale, (len(values), 1))
-    return values / np.where(scale > 0, scale, 1.0), scale
+    return np.broadcast_to(scale, (len(values), 1))
 
 
 def decode(means, scale, inverse):
@@ -257,13 +270,34 @@ def decode(means, scale, inverse):
 def largest_groups(gradients, num_qubits, most):
     """The `most` groups of largest norm among several gradients: for each an int64 tensor of its groups, ascending.
 
-    Where not every group can be measured, these are the ones worth a device's time.
+    Where not every group can be measured, these are worth a device's time; that the others get nothing is a bias.
     """
     norms = [as_groups(gradient.detach().float().cpu(), num_qubits).norm(dim=1) for gradient in gradients]
-    owner = torch.repeat_interleave(torch.arange(len(norms)), torch.tensor([len(norm) for norm in norms]))
-    index = torch.cat([torch.arange(len(norm)) for norm in norms])
     best = torch.argsort(torch.cat(norms), descending=True, stable=True)[:most]
-    return [index[best[owner[best] == which]].sort().values for which in range(len(norms))]
+    return by_tensor(best.sort().values, norms)
+
+
+def sampled_groups(gradients, num_qubits, most, seed):
+    """(groups, weights): `most` groups among several gradients, drawn with chances p in proportion to max |g|.
+
+    groups: for each gradient an int64 tensor, ascending.  weights: 1 / p for each of them, float64 tensors; estimates
+    times these have the gradient as their mean.  seed: (run seed, step), ints.
+    """
+    groups = [as_groups(gradient.detach().float().cpu(), num_qubits) for gradient in gradients]
+    scales = [values.abs().amax(dim=1).double() for values in groups]
+    chances = inclusion_chances(torch.cat(scales).numpy(), most)
+    # A stream of its own: no other seed is six numbers long.
+    drawn = draw_whole(chances, np.random.default_rng(np.random.SeedSequence((*seed, 0, 0, 0, 1))))
+    chosen = torch.from_numpy(drawn).nonzero()[:, 0]
+    groups = by_tensor(chosen, scales)
+    weights = (1 / torch.from_numpy(chances)[chosen]).split([len(rows) for rows in groups])
+    return groups, list(weights)
+
+
+def by_tensor(places, parts):
+    """Ascending places among several tensors end to end, as a list of places within each of them."""
+    ends = np.cumsum([0, *map(len, parts)])
+    return [places[(places >= a) & (places < b)] - a for a, b in itertools.pairwise(ends.tolist())]
 
 
 def as_groups(gradient, num_qubits):
@@ -273,16 +307,29 @@ def as_groups(gradient, num_qubits):
 
 
 def quantum_parameter_update(
-    gradient, backend, *, learning_rate, shots, seed, normalization="group", groups=None, share=(0, 1)
+    gradient,
+    backend,
+    *,
+    learning_rate,
+    shots,
+    seed,
+    normalization="group",
+    allocation="equal",
+    groups=None,
+    weights=None,
+    share=(0, 1),
 ):
     """The update of one weight tensor, learning_rate * (gradient as measured), to be subtracted from the weights.
 
     gradient: torch tensor, any shape, floating dtype and device; left untouched.
     backend: engine that measures the circuits, e.g. aer_engine.AerBackend(build_ansatz("graph", 5, math.pi / 4)).
-    learning_rate: float; 1.0 returns the measured gradient itself.  shots: int, measurements per circuit.
+    learning_rate: float; 1.0 returns the measured gradient itself.
+    shots: measurements per circuit, a whole number from 1; with allocation "optimal" their mean, any positive number.
     seed: (run seed, step, tensor index), ints in 0 .. 2^32 - 1: no two draws of a run may share it.
     normalization: "group" or "tensor", the max |g| that scales the encoding.
-    groups: the groups to measure, int64 tensor, ascending; the others get no update. None is all of them.
+    allocation: "equal", or "optimal": the same total, spent where it takes most noise away (shot_allocation.py).
+    groups: the groups to measure, int64 tensor, each once; the others get no update. None is all of them.
+    weights: factors of the updates of `groups`, float64 tensor, such as 1 / chance of being chosen. None is 1.
     share: (which, of), ints: measure only this part of them, so that the updates of all shares add up to the whole one.
 
     Returns (update, Usage of the share); update has the shape, dtype and device of gradient and is a function of the
@@ -294,25 +341,42 @@ def quantum_parameter_update(
         raise ValueError(f"gradient has dtype {gradient.dtype}: must be a floating point dtype")
     if normalization not in ("group", "tensor"):
         raise ValueError(f"NORMALIZATION = {normalization!r}: must be one of group, tensor")
+    if allocation not in ("equal", "optimal"):
+        raise ValueError(f"SHOT_ALLOCATION = {allocation!r}: must be one of equal, optimal")
+    if backend.draws_shots and (shots <= 0 or (allocation == "equal" and shots != int(shots))):
+        raise ValueError(f"SHOTS = {shots!r}: must be positive, and with equal shots a whole number")
     flat = gradient.detach().reshape(-1).cpu()
     if not torch.isfinite(flat).all():
         raise FloatingPointError("the gradient is not finite")
     ansatz, n = backend.ansatz, backend.ansatz.circuit.num_qubits
     scale = float(flat.abs().max()) if normalization == "tensor" and flat.numel() else None
-    gradient_groups = as_groups(flat, n)
-    update = torch.zeros_like(gradient_groups)
-    measured = len(gradient_groups) if groups is None else len(groups)
-    which, of = share
-    blocks = range(which * backend.block, measured, of * backend.block)
+    all_groups = as_groups(flat, n)
+    chosen = all_groups if groups is None else all_groups[groups]
+    shots_of_groups, noise = None, ()
+    if allocation == "optimal" and backend.draws_shots:
+        values = np.asfortranarray(chosen.double().numpy())
+        spent = allocate(values, scale_of(values, scale), ansatz.inverse, shots, seed)
+        places, shots_of_groups, noise = torch.from_numpy(spent.groups), spent.shots, spent[-2:]
+        factors = torch.from_numpy(spent.weights)
+        weights = factors if weights is None else factors * weights[places]
+        groups = places if groups is None else groups[places]
+        chosen = chosen[places]
+    measured = torch.zeros_like(chosen)
+    num_padded, which, of = all_groups.numel() - flat.numel(), *share
+    blocks = range(which * backend.block, len(chosen), of * backend.block)
 
     def measure_block(first):
-        """Measure and decode the block that begins with group `first`; returns circuits, shots and groups measured."""
-        rows = slice(first, min(first + backend.block, measured))
-        rows = rows if groups is None else groups[rows]
-        x, scales = encode(np.asfortranarray(gradient_groups[rows].double().numpy()), scale)
-        means, circuits, taken = backend.measure(x, shots, seed, first)
-        update[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(update.dtype)
-        return circuits, taken, len(x)
+        """Measure and decode the block that begins at place `first`; returns entries, circuits and shots measured."""
+        rows = slice(first, min(first + backend.block, len(chosen)))
+        x, scales = encode(np.asfortranarray(chosen[rows].double().numpy()), scale)
+        taken = shots if shots_of_groups is None else shots_of_groups[rows]
+        means, *used = backend.measure(x, taken, seed, first)
+        if weights is not None:
+            scales = scales * weights[rows, None].numpy()
+        measured[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(measured.dtype)
+        last = len(all_groups) - 1  # the group that is padded
+        padded = rows.stop > last if groups is None else bool((groups[rows] == last).any())
+        return len(x) * n - num_padded * padded, *used
 
     if len(blocks) == 1 or shots < THREADED_SHOTS:
         used = [measure_block(first) for first in blocks]  # no thread, so that Ctrl-C ends the wait for a device's job
@@ -320,14 +384,12 @@ def quantum_parameter_update(
         # Threads: drawing the shots leaves the interpreter free to simulate the next block.
         with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as threads:
             used = list(threads.map(measure_block, blocks))
-    if not torch.isfinite(update).all():
+    if not torch.isfinite(measured).all():
         raise FloatingPointError(f"the update is not finite in {gradient.dtype}")
+    update = measured if groups is None else torch.zeros_like(all_groups).index_copy_(0, groups, measured)
     update = update.reshape(-1)[: flat.numel()].reshape(gradient.shape).to(gradient.device)
-    circuits, taken, rows = map(sum, zip(*used, strict=True)) if used else (0, 0, 0)
-    to_the_end = bool(blocks) and blocks[-1] + backend.block >= measured  # the share has the last of the groups
-    padded = to_the_end and (groups is None or int(groups[-1]) == len(gradient_groups) - 1)
-    entries = rows * n - (gradient_groups.numel() - flat.numel() if padded else 0)
-    return update, Usage(entries, circuits, taken, time.perf_counter() - started)
+    entries, circuits, taken = map(sum, zip(*used, strict=True)) if used else (0, 0, 0)
+    return update, Usage(entries, circuits, taken, time.perf_counter() - started, *noise)
 
 
 # --- What the circuits are: `python quantum_circuits.py` --------------------------------------------------------------
@@ -357,7 +419,7 @@ def describe(name, ansatz, shots):
         f"  shot noise       {spread:.3f} max |g| per weight, root mean square, at {shots} shots\n"
         f"  covariance       {covariance} per shot, at x = 0.5\n"
         f"  depth            {native.depth()}, {native.count_ops().get('cx', 0)} CX, as rz, sx, x and cx gates\n"
-        f"  cost             a 768 x 768 weight: {circuits:,} circuits, {circuits * shots:,} shots per step\n"
+        f"  cost             a 768 x 768 weight: {circuits:,} circuits, {circuits * shots:,.0f} shots per step\n"
     )
 
 

@@ -129,7 +129,8 @@ def prepare(settings, given):
     train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
     eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
     if on_a_device:
-        summary.announce_plan(settings, backend, len(weights), count_steps(settings, len(train_set)))
+        numels = [weight.numel() for weight in weights.values()]
+        summary.announce_plan(settings, backend, numels, count_steps(settings, len(train_set)))
     elif settings.dry_run == "yes":
         print(f"plan:    UPDATE_RULE = {settings.update_rule!r} runs no circuits")
     if settings.trained_weights == "attention":
@@ -285,17 +286,17 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
     """(updates, usage): by name, what the rule makes of the gradients; empty where AdamW or nothing steps the weights.
 
     An update is to be subtracted; with QUANTUM_OPTIMIZER = "adamw" it is the measured gradient, for AdamW to step on.
-    usage: coverage (part of the selected entries that were measured, None where none is to be), circuits, shots, and
-    seconds by weight, as columns of metrics.csv. Raises Stopped where a device's quota is spent.
+    usage: coverage (part of the selected entries that were measured, None where none is to be), circuits, shots,
+    allocation_gain and seconds by weight, as columns of metrics.csv. Raises Stopped where a device's quota is spent.
     """
     rule = RULES[settings.update_rule]
     if not rule.measures:
         updates = {name: learning_rate * gradient for name, gradient in gradients.items()}
         return updates if rule.stepped_by == "quantum" else {}, {"coverage": None, "circuits": 0, "shots": 0}
-    chosen = {}
+    chosen, factors = {}, {}
     if isinstance(backend, devices.DeviceBackend):
-        largest = quantum_circuits.largest_groups(gradients.values(), settings.num_qubits, settings.device_groups)
-        chosen = dict(zip(gradients, largest, strict=True))
+        groups, weights = groups_for_device(gradients, settings, step)
+        chosen, factors = (dict(zip(gradients, parts, strict=True)) for parts in (groups, weights))
     rank, world_size = process_group.rank(), process_group.world_size()
     updates, used = {}, {}
     with process_group.raised_on_every_rank():
@@ -308,20 +309,31 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
                     shots=settings.shots,
                     seed=(settings.seed, step, index),
                     normalization=settings.normalization,
+                    allocation=settings.shot_allocation,
                     groups=chosen.get(name),
+                    weights=factors.get(name),
                     share=((rank + index) % world_size, world_size),
                 )
             except devices.QuotaReached as error:
                 raise command_line.Stopped(error) from None
     for update in updates.values():
         process_group.all_reduce_tensor(update)
-    entries, circuits, shots, _ = all_reduce(*map(sum, zip(*used.values(), strict=True)))
+    entries, circuits, shots, _, equal, optimal = all_reduce(*map(sum, zip(*used.values(), strict=True)))
     return updates, {
         "coverage": entries / sum(gradient.numel() for gradient in gradients.values()),
         "circuits": int(circuits),
         "shots": int(shots),
+        "allocation_gain": equal / optimal if optimal else None,
         **{run_folder.seconds_of(name): usage.seconds for name, usage in used.items()},
     }
+
+
+def groups_for_device(gradients, settings, step):
+    """(groups, weights): those that a device measures in this step, for each gradient, and factors of their updates."""
+    selected, num_qubits, most = gradients.values(), settings.num_qubits, settings.device_groups
+    if settings.device_selection == "sampled":
+        return quantum_circuits.sampled_groups(selected, num_qubits, most, (settings.seed, step))
+    return quantum_circuits.largest_groups(selected, num_qubits, most), [None] * len(gradients)
 
 
 @torch.no_grad()

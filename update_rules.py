@@ -7,6 +7,8 @@ its row.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 # Up to here inverting the cumulative distribution is faster than a multinomial draw, and a count fits 8 bits.
 FEW_SHOTS = 255
 
@@ -15,10 +17,13 @@ def joint_shots(probabilities, eigenvalues, shots, generator):
     """Means e, float64 (groups, n), of shots from each group's distribution, as measuring all qubits draws them.
 
     probabilities: float64 (groups, 2^n), little-endian outcomes. eigenvalues: of -Z_i, float64 (2^n, n), +1 or -1.
-    shots: int, per group. generator: numpy.random.Generator.
+    shots: per group, from 1, int or int64 (groups,). Where few of the groups have far more than the others, all take
+    the time of those. generator: numpy.random.Generator.
     """
-    if shots > FEW_SHOTS:
-        return generator.multinomial(shots, probabilities.clip(max=1)) @ eigenvalues / shots
+    shots = np.asarray(shots)
+    most, fewest, per_group = int(shots.max()), int(shots.min()), shots.reshape(-1, 1)
+    if most > FEW_SHOTS:
+        return generator.multinomial(shots, probabilities.clip(max=1)) @ eigenvalues / per_group
     # Inversion: outcome k where a uniform number in [0, 1) lies between P(outcome < k) and P(outcome <= k).
     cumulative, half = probabilities.T.copy(), 1
     while half < len(cumulative):  # running sums over 2, 4, 8, ... outcomes
@@ -26,16 +31,19 @@ def joint_shots(probabilities, eigenvalues, shots, generator):
         pairs[:, 1] += pairs[:, 0, -1:]
         half *= 2
     beyond = 0  # how many shots have an outcome above k, (2^n - 1, groups); 32 shots at a time stay in the cache
-    for first in range(0, shots, 32):
-        uniform = generator.random((min(32, shots - first), 1, len(probabilities)))
+    for first in range(0, most, 32):
+        uniform = generator.random((min(32, most - first), 1, len(probabilities)))
+        if fewest < first + len(uniform):
+            uniform[np.arange(first, first + len(uniform))[:, None, None] >= shots] = -1  # no shot, so above no k
         beyond = beyond + (uniform >= cumulative[:-1]).view("uint8").sum(axis=0, dtype="uint8")
-    return eigenvalues[0] + beyond.T @ (eigenvalues[1:] - eigenvalues[:-1]) / shots
+    return eigenvalues[0] + beyond.T @ (eigenvalues[1:] - eigenvalues[:-1]) / per_group
 
 
 def independent_shots(probabilities, eigenvalues, shots, generator):
     """The same with each qubit's count drawn by itself: the same single-qubit means, no correlations."""
     ones = ((1 + probabilities @ eigenvalues) / 2).clip(0, 1)
-    return 2 * generator.binomial(shots, ones) / shots - 1
+    per_group = np.reshape(shots, (-1, 1))
+    return 2 * generator.binomial(per_group, ones) / per_group - 1
 
 
 def exact_means(probabilities, eigenvalues, shots, generator):

@@ -20,10 +20,13 @@ except ImportError:  # Windows
 STAGES = ("forward", "backward", "quantum", "other")  # of a step, whose seconds are recorded
 METRICS = [
     *("step", "epoch", "loss", "accuracy", "learning_rate"),
-    *("cosine", "gradient_norm", "update_norm", "coverage", "circuits", "shots"),
+    *("cosine", "gradient_norm", "update_norm", "coverage", "circuits", "shots", "allocation_gain"),
     *(f"seconds_{stage}" for stage in STAGES),
     *("eval_loss", "eval_accuracy"),
 ]
+# Settings and columns that came after runs were published, which are read as what those did.
+LATER_SETTINGS = {"shot_allocation": "equal", "device_selection": "largest"}
+LATER_METRICS = {"allocation_gain"}
 PREDICTIONS = ["step", "example", "label", "margin"]  # columns of predictions.csv, see model_utils.evaluate
 
 
@@ -98,7 +101,7 @@ def read(folder):
     if not folder.is_dir():
         raise ValueError("no such run folder")
     needed = {
-        "config": set(config.Settings._fields),
+        "config": set(config.Settings._fields) - LATER_SETTINGS.keys(),
         "environment": {"model", "data"},
         "training_statistics": {"status", "selected_weights"},
     }
@@ -110,6 +113,7 @@ def read(folder):
         if not isinstance(run[key], dict) or needed[name] - run[key].keys():
             lacking = sorted(needed[name] - set(run[key] if isinstance(run[key], dict) else ()))
             raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
+    run["settings"] = LATER_SETTINGS | run["settings"]
     run["rows"] = read_metrics(folder / "metrics.csv")
     if run["statistics"]["status"] == "running":  # or killed, before it could sum up
         try:
@@ -126,7 +130,7 @@ def read_metrics(path):
     try:
         whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
         rows = [row for row in csv.DictReader(whole.splitlines()) if None not in row.values()]
-        if rows and set(METRICS) - rows[0].keys():
+        if rows and set(METRICS) - rows[0].keys() - LATER_METRICS:
             raise ValueError("its columns are not those of a run")
         return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
     except (ValueError, OSError, csv.Error) as error:
@@ -196,6 +200,8 @@ def stored_settings(folder):
     """The Settings that a run folder holds; ValueError where they cannot be read, or are of another layout."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if stored_status(folder) == "finished":  # one that is to go on must be of this layout
+            values = LATER_SETTINGS | values
         return config.Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: config.json cannot be read, or is of another layout: {error}") from None

@@ -38,7 +38,8 @@ def caption(run):
     if rule.measures:
         details += [settings["circuit"], f"{settings['num_qubits']} qubits"]
     if rule.draws_shots:
-        details.append(f"{settings['shots']} shots")
+        spent = " on average, optimally allocated" if settings["shot_allocation"] == "optimal" else ""
+        details.append(f"{settings['shots']} shots{spent}")
     return f"{task(run)}, {settings['update_rule']}" + (f" ({', '.join(details)})" if details else "")
 
 

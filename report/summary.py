@@ -1,5 +1,6 @@
 """What `python train.py` prints before and after a run."""
 
+import devices
 from harness import run_folder
 from harness.run_folder import STAGES
 from quantum_circuits import num_groups
@@ -21,15 +22,20 @@ def announce(job, run):
         if settings.backend != "aer":
             circuits = min(circuits, settings.device_groups)
         size = f"{settings.num_qubits} qubits" + (f", {settings.shots} shots" if rule.draws_shots else "")
+        if rule.draws_shots and settings.shot_allocation == "optimal":
+            size += " on average, optimally allocated; circuits without shots do not run"
         print(f"circuit: {settings.circuit}, {circuits:,} circuits per step, {size}")
     if job.note:
         print(f"note:    {job.note}")
     print(f"run:     {run}", flush=True)
 
 
-def announce_plan(settings, backend, num_weights, steps):
-    """Print what the whole run takes of a device; ValueError where that is more than MAX_QPU_SECONDS."""
-    plan = backend.plan(num_weights, settings.device_groups, steps, settings.shots)
+def announce_plan(settings, backend, numels, steps):
+    """Print what the whole run takes of a device, and with DRY_RUN what more shots and groups would.
+
+    numels: entries of each selected weight. ValueError where the run takes more than MAX_QPU_SECONDS.
+    """
+    plan = backend.plan(len(numels), settings.device_groups, steps, settings.shots)
     side = f"{len(backend.lines)} groups side by side on qubits {'; '.join(map(str, backend.lines[:3]))}"
     print(f"device:  {backend.name}, {side}{', ...' if len(backend.lines) > 3 else ''}")
     print(
@@ -37,6 +43,8 @@ def announce_plan(settings, backend, num_weights, steps):
         f"about {plan['seconds']:,.0f} s of QPU time",
         flush=True,
     )
+    if settings.dry_run == "yes":
+        print("", *devices.full_step_table(numels, backend.shot_seconds), sep="\n")
     if settings.dry_run == "no" and plan["seconds"] > backend.max_seconds:
         raise ValueError(
             f"MAX_QPU_SECONDS = {settings.max_qpu_seconds:g}: the plan takes about {plan['seconds']:,.0f} s, none were "

@@ -65,6 +65,14 @@ REFUSED = [
         "UPDATE_RULE = 'quantums': must be one of quantum, independent, exact, gradient, classical, frozen",
     ),
     (["--seed", str(2**32)], "SEED = 4294967296: must be a whole number from 0 to 4294967295"),
+    (["--shots", "0.3"], "SHOTS = 0.3 with SHOT_ALLOCATION = 'equal': must be a whole number"),
+    (["--shots", "0.0009", "--shot_allocation", "optimal"], "SHOTS = 0.0009: must be a number from 0.001 to 10000000"),
+    (["--shot_allocation", "best"], "SHOT_ALLOCATION = 'best': must be one of equal, optimal"),
+    (
+        ["--shot_allocation", "optimal", "--backend", "generic:5"],
+        "SHOT_ALLOCATION = 'optimal' with BACKEND = 'generic:5': must be equal",
+    ),
+    (["--device_selection", "all", "--backend", "generic:5"], "DEVICE_SELECTION = 'all': must be one of largest, samp"),
     (["--num_qubits", "11"], "NUM_QUBITS = 11: must be a whole number from 1 to 10"),
     (["--model_name", " "], "MODEL_NAME = ' ': must be text"),
     (["--attention_layers", "0,x"], "ATTENTION_LAYERS = '0,x': must be \"all\" or a list of whole numbers"),
@@ -108,7 +116,7 @@ def test_bad_settings_are_refused_in_one_line(flags, message):
     [
         ("NUM_EPOCHS", True, "NUM_EPOCHS = True: must be a whole number"),
         ("NUM_EPOCHS", 3.0, "NUM_EPOCHS = 3.0: must be a whole number"),
-        ("SHOTS", "1000", "SHOTS = '1000': must be a whole number"),
+        ("SHOTS", "1000", "SHOTS = '1000': must be a number from 0.001 to 10000000"),
         ("LEARNING_RATE", None, "LEARNING_RATE = None: must be a number"),
         ("ATTENTION_LAYERS", 0, "ATTENTION_LAYERS = 0: must be"),
         ("ATTENTION_LAYERS", [True], "ATTENTION_LAYERS = [True]: must be"),
@@ -125,6 +133,7 @@ def test_badly_edited_constants_are_refused(monkeypatch, name, value, message):
 
 DEVICE_FLAGS = {
     "device_groups": "8",
+    "device_selection": "sampled",
     "device_noise": "off",
     "mitigation": "readout",
     "dynamical_decoupling": "XX",
@@ -195,6 +204,25 @@ def test_another_configuration_in_config_is_for_the_data_set_there(monkeypatch):
     assert config.load([]).dataset_config == ""
     monkeypatch.setattr(config, "DATASET_CONFIG", "plain_text")
     assert config.load([]).dataset_config == "plain_text"
+
+
+def test_whole_shots_stay_whole_numbers_and_a_mean_may_be_below_one():
+    """10 and 10.0 are the same run; config.json and captions say 10."""
+    for text in ("10", "10.0", "1e1"):
+        shots = config.load(["--shots", text]).shots
+        assert type(shots) is int and shots == 10
+    runs = config.parse(["--shots", "0.1,3,2.5", "--shot_allocation", "optimal"]).runs
+    assert [(run.shots, type(run.shots)) for run in runs] == [(0.1, float), (3, int), (2.5, float)]
+
+
+def test_allocation_and_selection_count_where_they_are_used():
+    def used(*flags):
+        return config.settings_that_affect_result(config.load(flags)._asdict()).keys()
+
+    assert "shot_allocation" in used() and "device_selection" not in used()
+    assert "device_selection" in used("--backend", "generic:5")
+    for rule in ("exact", "gradient", "classical", "frozen"):
+        assert not used("--update_rule", rule) & {"shots", "shot_allocation", "device_selection"}
 
 
 def test_seeds_are_ranges_and_lists():

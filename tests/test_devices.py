@@ -3,13 +3,24 @@
 import itertools
 import json
 import math
+import re
 import socket
 
 import numpy as np
 import pytest
 import qiskit_ibm_runtime
 import torch
-from conftest import assert_same_run, metric_rows, one_error, only_run, read_json, run_script, run_training, stop_at
+from conftest import (
+    ROOT,
+    assert_same_run,
+    metric_rows,
+    one_error,
+    only_run,
+    read_json,
+    run_script,
+    run_training,
+    stop_at,
+)
 from qiskit_ibm_runtime import executor_sampler, fake_provider
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import (
@@ -21,8 +32,10 @@ from qiskit_ibm_runtime.exceptions import (
     RuntimeJobNotFound,
 )
 
+import config
 import devices
 import quantum_circuits as qc
+import train
 from aer_engine import AerBackend
 
 PHI = math.pi / 4
@@ -192,6 +205,46 @@ def test_only_the_chosen_groups_get_an_update():
         kept = torch.isin(torch.arange(23) // 5, groups)
         torch.testing.assert_close(update, gradient * kept)
         assert (usage.entries, usage.circuits) == (entries, len(chosen))
+
+
+def test_sampled_groups_are_unbiased_and_the_largest_are_not():
+    """With exact means, so that choosing the groups is the only randomness, over two tensors, the tail padded."""
+    generator, repeats = torch.Generator().manual_seed(3), 4000
+    gradients = {"a": torch.randn(40, generator=generator), "b": 3 * torch.randn(33, generator=generator)}
+    gradients["a"][5:10] = 0
+    backend = AerBackend(qc.build_ansatz("graph", 5, PHI), "exact")
+    flags = ["--backend", "generic:5", "--device_groups", "6", "--device_selection"]
+
+    def updates(selection, step):
+        settings = config.load([*flags, selection])
+        groups, weights = train.groups_for_device(gradients, settings, step)
+        assert sum(map(len, groups)) == 6
+        measured = [
+            qc.quantum_parameter_update(
+                gradient, backend, learning_rate=1.0, shots=1, seed=(0, step, 0), groups=rows, weights=factors
+            )[0]
+            for gradient, rows, factors in zip(gradients.values(), groups, weights, strict=True)
+        ]
+        return torch.cat(measured).double().numpy()
+
+    whole = torch.cat(list(gradients.values())).double().numpy()
+    sampled = np.array([updates("sampled", step) for step in range(repeats)])
+    error = sampled.std(axis=0) / math.sqrt(repeats)
+    assert np.all(np.abs(sampled.mean(axis=0) - whole) <= 5 * error + 1e-6) and error.max() > 0
+    np.testing.assert_array_equal(updates("sampled", 3), sampled[3])
+    largest = updates("largest", 1)
+    np.testing.assert_array_equal(updates("largest", 2), largest)  # no randomness at all, so the mean is this
+    missed = largest == 0
+    assert np.linalg.norm(whole[missed]) > 0.25 * np.linalg.norm(whole)
+    np.testing.assert_allclose(largest[~missed], whole[~missed], rtol=1e-5)
+
+
+def test_a_run_of_sampled_groups_measures_as_many_as_asked_for(tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--backend", "fake:FakeManilaV2", "--device_groups", "3", "--shots", "50"]
+    assert run_training([*flags, "--device_selection", "sampled"]) == 0
+    for row in metric_rows(only_run(tmp_path / "results")):
+        if row["loss"]:
+            assert 12 / 1024 <= float(row["coverage"]) <= 15 / 1024 and row["allocation_gain"] == ""
 
 
 # --- What is counted
@@ -489,6 +542,27 @@ def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
     assert plan["circuits"] >= 3 * 5 + 2 and plan["seconds"] > 7 * devices.JOB_SECONDS
 
 
+@pytest.mark.parametrize(
+    ("numels", "num_qubits", "shots", "lines", "expected"),
+    [
+        ([100], 5, 10, 1, (1, 20, 3 + 20 * 10 * 3e-4)),
+        ([100, 1], 5, 10, 20, (2, 2, 2 * 3 + 2 * 10 * 3e-4)),  # a job for each weight
+        ([101], 1, 10**6, 1, (11, 101, 11 * 3 + 101 * 10**6 * 3e-4)),  # ten circuits fill a job
+        ([4], 1, 6 * 10**6, 1, (4, 4, 4 * 3 + 24 * 10**6 * 3e-4)),  # two circuits would be too many for one
+        ([768 * 768] * 4, 5, 1000, 20, (4, 23_596, 12 + 23_596 * 0.3)),  # 5.9 million executions each
+    ],
+)
+def test_a_full_step_keeps_the_limits_of_a_job(numels, num_qubits, shots, lines, expected):
+    jobs, circuits, seconds = devices.full_step(numels, num_qubits, shots, lines)
+    assert (jobs, circuits, pytest.approx(seconds)) == expected
+
+
+def test_the_table_of_full_steps_is_the_one_of_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in devices.full_step_table([768 * 768] * 4)[2:]:
+        assert "| " + " | ".join(re.split(r"  +", row.strip())) + " |" in readme
+
+
 # --- Whole runs
 
 
@@ -505,7 +579,10 @@ def test_a_run_on_a_fake_records_coverage_and_jobs(tiny_flags, tmp_path):
 def test_dry_run_prints_the_plan_and_submits_nothing(tiny_flags, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(devices.DeviceBackend, "submit", None)
     assert run_training([*tiny_flags, "--backend", "fake:FakeManilaV2", "--dry_run", "yes"]) == 0
-    assert "plan:    at most 12 jobs, 105 circuits, 105,000 shots" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "plan:    at most 12 jobs, 105 circuits, 105,000 shots" in said
+    table = said.partition("QPU time of a step that measures all 1,024 weights")[2].splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["qubits", "1", "2", "3", "4", "5"]
     assert not (tmp_path / "results").exists()
 
 

@@ -53,8 +53,9 @@ def text_of(path):
 # Place -> what of the project its modules may import ("harness" is any module in there), and which packages.
 PLACES = {
     "config": ({"update_rules"}, set()),
-    "update_rules": (set(), set()),
-    "quantum_circuits": (set(), {"numpy", "torch", "qiskit"}),
+    "update_rules": (set(), {"numpy"}),
+    "shot_allocation": (set(), {"numpy"}),
+    "quantum_circuits": ({"shot_allocation"}, {"numpy", "torch", "qiskit"}),
     "aer_engine": ({"quantum_circuits", "update_rules"}, {"numpy", "qiskit", "qiskit_aer"}),
     "devices": (set(), {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"}),
     "model_utils": ({"config", "harness.hub"}, {"torch", "transformers", "datasets", "pandas", "huggingface_hub"}),
