@@ -3,8 +3,9 @@
 import csv
 import random
 
-SHORTEST = 7  # words of a sentence
+SHORTEST, LONGEST = 7, 20  # words of a sentence of which two may be swapped
 TUNING = 1000  # sentences held out of the training split, for the choice of settings
+HELD_OUT = 400  # others held out of it, which make word order's final evaluation larger
 
 
 def read_rows(path):
@@ -27,7 +28,7 @@ def whole_sentences(phrases):
 def swap_half(sentences, seed):
     """[(sentence, label)]: half of them, drawn at random, with two adjacent, different words swapped and label 1."""
     draw = random.Random(seed)
-    sentences = [sentence for sentence in sentences if len(sentence.split()) >= SHORTEST]
+    sentences = [sentence for sentence in sentences if SHORTEST <= len(sentence.split()) <= LONGEST]
     swapped = set(draw.sample(range(len(sentences)), len(sentences) // 2))
     rows = []
     for index, sentence in enumerate(sentences):
@@ -48,24 +49,30 @@ def write_rows(path, rows):
 def make_word_order(sst2, folder):
     """Write FOLDER/tuning and FOLDER/final, each with train.tsv and validation.tsv, from SST-2's folder of GLUE files.
 
-    Both train on the same sentences; `tuning` is evaluated on TUNING others of the training split, `final` on the
-    development split.
+    Both train on the same sentences of 7 to 20 words; `tuning` is evaluated on 1,000 others of the training split,
+    `final` on the development split and 400 more of the training split.
     """
     whole = whole_sentences([sentence for sentence, _ in read_rows(sst2 / "train.tsv")])
     random.Random(0).shuffle(whole)
+    rows = swap_half(whole, seed=1)
     development = swap_half([sentence for sentence, _ in read_rows(sst2 / "dev.tsv")], seed=2)
-    write_splits(folder, swap_half(whole, seed=1), development)
+    evaluations = {"tuning": rows[:TUNING], "final": development + rows[TUNING : TUNING + HELD_OUT]}
+    write_splits(folder, rows[TUNING + HELD_OUT :], evaluations)
 
 
 def make_sentiment(sst2, folder):
-    """The same for sentiment, whose training split is phrases; no phrase held out is part of one trained on."""
-    rows = dict(read_rows(sst2 / "train.tsv"))
-    whole = whole_sentences(rows)
+    """The same for sentiment, of any length; the training split is of phrases, none held out is part of one trained on.
+
+    `final` is evaluated on the development split.
+    """
+    labels = dict(read_rows(sst2 / "train.tsv"))
+    whole = whole_sentences(labels)
     random.Random(0).shuffle(whole)
-    write_splits(folder, [(sentence, rows[sentence]) for sentence in whole], read_rows(sst2 / "dev.tsv"))
+    rows = [(sentence, labels[sentence]) for sentence in whole]
+    write_splits(folder, rows[TUNING:], {"tuning": rows[:TUNING], "final": read_rows(sst2 / "dev.tsv")})
 
 
-def write_splits(folder, rows, development):
-    for name, evaluation in (("tuning", rows[:TUNING]), ("final", development)):
-        write_rows(folder / name / "train.tsv", rows[TUNING:])
+def write_splits(folder, training, evaluations):
+    for name, evaluation in evaluations.items():
+        write_rows(folder / name / "train.tsv", training)
         write_rows(folder / name / "validation.tsv", evaluation)

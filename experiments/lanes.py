@@ -33,17 +33,22 @@ def identity_of(run, names=MappingProxyType({})):
     return run_folder.identity(config.Settings(**without_paths(settings._asdict(), names)))
 
 
-def run_all(runs, results_dir, lanes, reference, names):
+def run_all(runs, results_dir, lanes, reference, names, others=()):
     """Make the runs, dicts of settings, in their order, `lanes` at a time; returns the number of runs that failed.
 
-    What was published in `reference` is skipped, what was interrupted in results_dir goes on. Every run is published
-    as it finishes. Models are not kept. names: see `publish`.
+    What was published in `reference` is skipped, what was published in one of the folders `others` is copied from
+    there, what was interrupted in results_dir goes on. Every run is published as it finishes. Models are not kept.
+    names: see `publish`.
     """
     results_dir.mkdir(parents=True, exist_ok=True)
     publish(results_dir, reference, names)
+    wanted = {identity_of(run, names): run for run in runs}
+    for run in [run for other in others for run in sorted(other.glob("run_*"))]:
+        if published_identity(run) in wanted and not (reference / run.name).exists():
+            shutil.copytree(run, reference / run.name)
     published, _ = run_folder.find_finished_and_resumable(reference)
     _, resumable = run_folder.find_finished_and_resumable(results_dir)
-    todo = [(identity_of(run), run) for run in runs if identity_of(run, names) not in published]
+    todo = [(identity_of(run), run) for key, run in wanted.items() if key not in published]
 
     def make(job):
         key, run = job
@@ -58,12 +63,18 @@ def run_all(runs, results_dir, lanes, reference, names):
         return done.returncode
 
     failed = 0
-    bar = tqdm(total=len(runs), initial=len(runs) - len(todo), unit="run", dynamic_ncols=True)
+    bar = tqdm(total=len(wanted), initial=len(wanted) - len(todo), unit="run", dynamic_ncols=True)
     with bar, ThreadPoolExecutor(lanes) as pool:
         for status in pool.map(make, todo):
             failed += status != 0
             publish(results_dir, reference, names)
     return failed
+
+
+def published_identity(run):
+    """What run_folder.identity says of a finished run's folder; "" of any other."""
+    finished = run_folder.stored_status(run) == "finished"
+    return run_folder.identity(run_folder.stored_settings(run)) if finished else ""
 
 
 def publish(results_dir, reference, names):
@@ -149,9 +160,9 @@ def final_accuracies(reference):
     """The final accuracy of every finished run of a folder, a dict by the identity of its settings."""
     accuracy = {}
     for run in reference.glob("run_*"):
-        if run_folder.stored_status(run) == "finished":
+        if key := published_identity(run):
             statistics = json.loads((run / "training_statistics.json").read_text(encoding="utf-8"))
-            accuracy[run_folder.identity(run_folder.stored_settings(run))] = statistics["evaluations"][-1]["accuracy"]
+            accuracy[key] = statistics["evaluations"][-1]["accuracy"]
     return accuracy
 
 

@@ -49,6 +49,9 @@ def test_runs_are_published_without_paths_and_never_made_twice(place, tiny_model
     more = [*runs, place.common | {"update_rule": "classical", "seed": 2}]
     assert lanes.run_all(more, place.work / "elsewhere", 1, place.out, place.names) == 0  # as in another clone
     assert len(place.started) == 5
+    copied = place.out.parent / "another question"
+    assert lanes.run_all(more[1:], place.work / "again", 1, copied, place.names, [place.out]) == 0
+    assert len(place.started) == 5 and len(list(copied.glob("run_*"))) == 4
 
 
 def test_a_run_that_fails_is_counted_and_the_others_are_made(place):
