@@ -7,12 +7,15 @@ import pytest
 from conftest import ROOT, read_json, run_script
 
 import config
+import quantum_circuits
 from harness import run_folder
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import data
 import lanes
+import noise_budget
 import randomness
+import shots
 
 
 @pytest.fixture
@@ -119,12 +122,34 @@ def test_word_order_swaps_two_adjacent_words_of_half_of_the_sentences(tmp_path):
     assert not first & held
 
 
-@pytest.mark.parametrize("name", ["word_order", "published", "sentiment"])
+@pytest.mark.parametrize("name", ["word_order", "published", "sentiment", "shots"])
 def test_questions_name_settings_that_exist(name):
     script = __import__(name)
     for arm in [*script.QUESTION["primary"], *(arm for pair in script.QUESTION["secondary"] for arm in pair)]:
         assert config.load(lanes.flags_of(arm))
-    config.load(lanes.flags_of(script.COMMON))
+    config.load(lanes.flags_of(getattr(script, "COMMON", {})))
+
+
+def test_every_point_of_the_frontier_has_one_rate():
+    arms = [arm for _, level in shots.LEVELS for arm in level]
+    assert all(arms.count(arm) == 1 for arm in arms)
+    points = [(series, number) for series, number, _ in shots.POINTS]
+    assert all(arm in points for arm in arms)
+    assert shots.rate_of(shots.GRAPH, 1, [1e-3, 2e-3, 5e-4]) == 2e-3
+    assert shots.rate_of(shots.GRAPH, 1000, [1e-3, 2e-3, 5e-4]) is None
+
+
+def test_noise_budget_of_the_embedded_model(tmp_path):
+    """The measured cosines are the predicted ones, within 0.05: three gradients of 2,048 weights each and more."""
+    flags = ["--model_name", "embedded", "--dataset_name", "embedded", "--results_dir", str(tmp_path)]
+    budget = noise_budget.measure(config.load([*flags, "--train_size", "24", "--update_rule", "classical"]), set())
+    assert {row["circuit"] for row in budget["circuits"]} == set(quantum_circuits.CIRCUITS)
+    for row in budget["circuits"]:
+        assert row["measured_cosine"] == pytest.approx(row["predicted_cosine"], abs=0.05)
+    noise_budget.save({"embedded": budget}, tmp_path / "budget")
+    assert read_json(tmp_path / "budget.json")["embedded"]["batches"] == 3
+    assert (tmp_path / "budget.png").stat().st_size > 10_000
+    assert "graph" in "\n".join(noise_budget.in_words(budget))
 
 
 def test_accuracy_at_the_same_loss_is_interpolated():

@@ -207,6 +207,19 @@ def test_parity_with_minibatch_noise(batch_noise):
     assert one_shot * (1 + batch_noise) / parity == pytest.approx(batch_noise)
 
 
+def test_inverse_batch_noise_is_unbiased_and_its_error_is_right():
+    """200 times 12 gradients of 2,000 weights, 1/b = 0.5: mean within 5 standard errors, error within a third."""
+    draw = np.random.default_rng(11)
+    true = draw.standard_normal(2000)
+    found = []
+    for _ in range(200):
+        gradients = true + math.sqrt(2) * draw.standard_normal((12, 2000))
+        found.append(noise.inverse_batch_noise(gradients @ gradients.T))
+    ratios, errors = np.array(found).T
+    assert ratios.mean() == pytest.approx(0.5, abs=5 * ratios.std() / math.sqrt(200))
+    assert errors.mean() == pytest.approx(ratios.std(), rel=0.33)
+
+
 # --- 5. Allocation
 
 

@@ -1,0 +1,168 @@
+"""The frontier: how few shots does it take to train as well as the gradient itself does?
+
+Word order, as in word_order.py: all-MiniLM-L6-v2, attention of the first two layers, AdamW on the measured gradient.
+Circuits `graph` and `product` at 1 to 1000 shots; `independent` (the counts of `graph`, each drawn by itself) at 1 and
+10; SHOT_ALLOCATION = "optimal" with `product` at means of 0.1 to 3; NORMALIZATION = "tensor" with `graph`. Seeds 0-9 at
+1, 10 and 1000 shots and for `classical` and `frozen`, 0-4 for the rest. Everything but `tensor` passes one classical
+number, max |g|, for every group of 5 weights.
+
+LEARNING_RATE is chosen once for each level of noise, on the grid and the seeds of word_order.py, with one arm of the
+level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`.
+
+Written before the runs (noise over that of the minibatch: noise_budget.py, this model and data, at the start):
+Primary comparison: 1 shot of `product` against 1000 shots of `graph`, equivalent within 2 points.
+Secondary (Holm): every point against `classical`; `quantum` (graph) against `independent` at 1 shot.
+Prediction: points whose shots add less noise than the minibatch has (graph from 30 shots, product from 3) lose less
+than 2 points; so does 1 shot of product, at 2.6 times that noise, since AdamW averages over some ten steps; 1 shot of
+graph, at 13 times, loses 2 to 5 points. One scale for the tensor is as `frozen` at 1, 10 and 100 shots (noise 7600,
+760 and 76) and loses 2 to 5 points at 1000 (7.6). `independent` equals `quantum`. "optimal" is worth 2.9 times its
+shots.
+
+Usage: python experiments/shots.py --model FOLDER --sst2 FOLDER [--lanes 2], after word_order.py
+"""
+
+import json
+
+import lanes
+import numpy as np
+import word_order
+from data import make_word_order
+
+from devices import SHOT_SECONDS
+from harness.files import write_json
+from report import figures
+from report.statistics import spread
+from report.study import final, matches, read_study
+from update_rules import RULES
+
+GRAPH = word_order.QUANTUM_ADAMW | {"circuit": "graph", "normalization": "group", "shot_allocation": "equal"}
+PRODUCT, TENSOR, INDEPENDENT = (
+    GRAPH | {"circuit": "product"},
+    GRAPH | {"normalization": "tensor"},
+    GRAPH | {"update_rule": "independent"},
+)
+OPTIMAL = PRODUCT | {"shot_allocation": "optimal"}
+# Arm whose rate is tuned -> (series, shots) of the arms that take it. All others take the rate of `classical`.
+LEVELS = [
+    (PRODUCT | {"shots": 1}, [(PRODUCT, 1), (GRAPH, 3), (GRAPH, 10), (INDEPENDENT, 10), (OPTIMAL, 0.3), (OPTIMAL, 1)]),
+    (GRAPH | {"shots": 1}, [(GRAPH, 1), (INDEPENDENT, 1), (OPTIMAL, 0.1), (TENSOR, 1000)]),
+    (TENSOR | {"shots": 10}, [(TENSOR, 1), (TENSOR, 10), (TENSOR, 100)]),
+]
+MANY_SEEDS, SEEDS = range(10), range(5)
+# (series, shots, seeds), in the order in which they run: a stop leaves the points that answer most.
+POINTS = [
+    *[(PRODUCT, 1, MANY_SEEDS), (GRAPH, 1, MANY_SEEDS), (GRAPH, 1000, MANY_SEEDS), (GRAPH, 10, MANY_SEEDS)],
+    *[(PRODUCT, 10, MANY_SEEDS), (PRODUCT, 1000, MANY_SEEDS), (INDEPENDENT, 1, MANY_SEEDS)],
+    *[(TENSOR, 1, SEEDS), (TENSOR, 10, SEEDS), (OPTIMAL, 0.3, SEEDS), (OPTIMAL, 1, SEEDS), (OPTIMAL, 0.1, SEEDS)],
+    *[(GRAPH, 3, SEEDS), (GRAPH, 30, SEEDS), (GRAPH, 100, SEEDS), (PRODUCT, 3, SEEDS), (PRODUCT, 30, SEEDS)],
+    *[(TENSOR, 1000, SEEDS), (TENSOR, 100, SEEDS), (OPTIMAL, 3, SEEDS), (PRODUCT, 100, SEEDS)],
+    *[(INDEPENDENT, 10, MANY_SEEDS), (TENSOR, 1, MANY_SEEDS), (TENSOR, 10, MANY_SEEDS), (TENSOR, 1000, MANY_SEEDS)],
+]
+SERIES = {  # label -> (settings, colour, marker, line style)
+    "graph": (GRAPH, "#0072B2", "o", "-"),
+    "product": (PRODUCT, "#D55E00", "s", "-"),
+    "product, optimal shots": (OPTIMAL, "#E69F00", "D", "--"),
+    "graph, independent counts": (INDEPENDENT, "#009E73", "^", ""),
+    "graph, one scale for the tensor": (TENSOR, "#CC79A7", "v", ":"),
+}
+ARMS = list(dict.fromkeys(json.dumps(series | {"shots": shots}) for series, shots, _ in POINTS))
+QUESTION = {
+    "question": "The frontier: how few shots does it take?",
+    "primary": [PRODUCT | {"shots": 1}, GRAPH | {"shots": 1000}],
+    "secondary": [
+        [GRAPH | {"shots": 1}, INDEPENDENT | {"shots": 1}],
+        *([json.loads(arm), word_order.CLASSICAL] for arm in ARMS),
+        [word_order.FROZEN, word_order.CLASSICAL],
+    ],
+    "margin_points": 2.0,
+    "prediction": "Less than 2 points are lost with 1 shot of product, and where shots add less noise than the minibatch "
+    "has; 2 to 5 with 1 shot of graph and with 1000 shots and one scale for the tensor, which is as frozen with fewer; "
+    "independent equals quantum.",
+}
+
+
+def main():
+    given = lanes.arguments(__doc__.splitlines()[0])
+    results = lanes.ROOT / "results"
+    work, reference, before = results / "shots", results / "reference" / "shots", results / "reference" / "word_order"
+    if not (before / "tuning.json").exists():
+        raise SystemExit(f"{before / 'tuning.json'} is missing: run experiments/word_order.py first")
+    adamw, head, _ = json.loads((before / "tuning.json").read_text(encoding="utf-8"))["chosen"]
+    make_word_order(given.sst2, work / "data")
+    common = word_order.COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}
+    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order, tuning"}
+    tuned = reference / "tuning.json"
+    if not tuned.exists():
+        arms = [arm for arm, _ in LEVELS]
+        where = word_order.TUNING_SEEDS, work / "tuning", given.lanes, reference / "tuning", names
+        grid, chosen = lanes.tune(arms, "learning_rate", word_order.LEARNING_RATES, common, *where)
+        write_json(tuned, {"chosen": chosen, "grid": grid})
+    chosen = json.loads(tuned.read_text(encoding="utf-8"))["chosen"]
+    lanes.ask(reference, QUESTION)
+
+    common["dataset_name"] = work / "data" / "final"
+    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order"}
+    runs = [word_order.CLASSICAL | adamw | {"seed": seed} for seed in MANY_SEEDS]
+    runs += [word_order.FROZEN | head | {"seed": seed} for seed in MANY_SEEDS]
+    for series, shots, seeds in POINTS:
+        rate = {"learning_rate": rate_of(series, shots, chosen) or adamw["learning_rate"]}
+        runs += [series | rate | {"shots": shots, "seed": seed} for seed in seeds]
+    runs = [common | run for run in runs]
+    lanes.run_all(runs, work / "final", given.lanes, reference, names, [before])
+    save_frontier(reference)
+
+
+def rate_of(series, shots, chosen):
+    """The rate chosen for the level of noise of an arm; None where it has little. chosen: a rate for each of LEVELS."""
+    for (_, arms), rate in zip(LEVELS, chosen, strict=True):
+        if (series, shots) in arms:
+            return rate
+    return None
+
+
+def save_frontier(reference):
+    """Draw frontier.png, accuracy against shots: the finished runs of the folder `reference`."""
+    figure = figures.new_figure(8.5, 4.4)
+    plot_frontier(figure.subplots(), read_study(reference)["arms"])
+    return figures.save_figure(figure, reference / "frontier.png")
+
+
+def plot_frontier(ax, arms):
+    """Plot final accuracy against shots, means over seeds with Student's 95% interval; arms as report.study has them.
+
+    Horizontal: `classical` and `frozen`. The axis on top is the QPU time of a step, executions alone.
+    """
+    ends = []
+    for rule, style in ((word_order.CLASSICAL, "-"), (word_order.FROZEN, "--")):
+        for arm in (arm for arm in arms.values() if matches(arm, rule)):
+            mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
+            name, ends = rule["update_rule"], [*ends, mean]
+            ax.axhline(mean, color=RULES[name].colour, ls=style, lw=1.2, label=f"{name} (n = {len(arm)})")
+            if interval:
+                ax.axhspan(*interval, color=RULES[name].colour, alpha=0.1, lw=0)
+    circuits = 0
+    for (label, (settings, colour, marker, line)), shift in zip(SERIES.items(), (1, 1.04, 1, 0.93, 0.96), strict=True):
+        found = []
+        for arm in (arm for arm in arms.values() if matches(arm, settings)):
+            run = next(iter(arm.values()))
+            mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
+            found.append((run["settings"]["shots"], mean, interval[1] - mean if interval else 0))
+            circuits = max(circuits, run["statistics"]["circuits"] / run["statistics"]["steps"])
+        if found:
+            shots, mean, half = np.array(sorted(found)).T
+            style = {"color": colour, "marker": marker, "ls": line, "capsize": 2, "ms": 5, "lw": 1.4}
+            ax.errorbar(shots * shift, mean, half, label=label, **style)
+    ax.set(xscale="log", xlabel="shots per circuit (mean where optimally allocated)", ylabel="accuracy after training")
+    ax.grid(alpha=0.25)
+    if circuits:
+        step = circuits * SHOT_SECONDS / 3600
+        top = ax.secondary_xaxis("top", functions=(lambda shots: shots * step, lambda hours: hours / step))
+        top.set_xlabel(
+            f"QPU hours per step: {circuits:,.0f} circuits, one after another, {1e6 * SHOT_SECONDS:.0f} µs a shot"
+        )
+    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return ax
+
+
+if __name__ == "__main__":
+    main()
