@@ -249,8 +249,8 @@ def in_words(budget):
     traces = [f"{bent[name]['trace']:.3g} +- {bent[name]['standard_error']:.2g}" for name in ("joint", "independent")]
     return [
         *lines,
-        "a: noise of one shot over |g|^2. equal at: shots whose noise is as large as the minibatch's. 1000 add: the noise",
-        "of 1000 shots over the minibatch's. optimal: noise at equal shots over noise at SHOT_ALLOCATION = optimal.",
+        "a: noise of one shot over |g|^2. equal at: shots whose noise is as large as the minibatch's. 1000 add: the",
+        "noise of 1000 shots over the minibatch's. optimal: noise at equal shots over noise at optimal allocation.",
         f"one shot of graph: tr(H Sigma) {traces[0]}, without its covariances {traces[1]}; |g|^2 "
         f"{bent['squared_norm']:.3g}, g H g {bent['curvature']:.3g}",
     ]

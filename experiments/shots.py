@@ -75,8 +75,8 @@ QUESTION = {
         [word_order.FROZEN, word_order.CLASSICAL],
     ],
     "margin_points": 2.0,
-    "prediction": "Less than 2 points are lost with 1 shot of product, and where shots add less noise than the minibatch "
-    "has; 2 to 5 with 1 shot of graph and with 1000 shots and one scale for the tensor, which is as frozen with fewer; "
+    "prediction": "Less than 2 points are lost with 1 shot of product or less shot than minibatch noise, "
+    "2 to 5 with 1 shot of graph and with 1000 shots and one scale for the tensor, which is as frozen with fewer; "
     "independent equals quantum.",
 }
 
