@@ -33,12 +33,12 @@ def identity_of(run, names=MappingProxyType({})):
     return run_folder.identity(config.Settings(**without_paths(settings._asdict(), names)))
 
 
-def run_all(runs, results_dir, lanes, reference, names, others=()):
+def run_all(runs, results_dir, lanes, reference, names, others=(), program=ROOT / "train.py"):
     """Make the runs, dicts of settings, in their order, `lanes` at a time; returns the number of runs that failed.
 
     What was published in `reference` is skipped, what was published in one of the folders `others` is copied from
     there, what was interrupted in results_dir goes on. Every run is published as it finishes. Models are not kept.
-    names: see `publish`.
+    names: see `publish`. program: train.py, or a script with its flags.
     """
     results_dir.mkdir(parents=True, exist_ok=True)
     publish(results_dir, reference, names)
@@ -55,7 +55,7 @@ def run_all(runs, results_dir, lanes, reference, names, others=()):
         flags = [*flags_of(run), "--results_dir", str(results_dir)]
         if key in resumable:
             flags = ["--resume", str(resumable[key])]
-        command = [sys.executable, str(ROOT / "train.py"), *flags]
+        command = [sys.executable, str(program), *flags]
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
             tqdm.write(f"{' '.join(flags)}: exit status {done.returncode}: {done.stderr.strip()[-300:]}")

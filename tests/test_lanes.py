@@ -1,8 +1,13 @@
 """Experiments: runs side by side, published without paths, skipped when published, and the choice of learning rates."""
 
+import json
+import math
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from conftest import ROOT, read_json, run_script
 
@@ -12,6 +17,7 @@ from harness import run_folder
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import data
+import device_noise
 import lanes
 import noise_budget
 import randomness
@@ -122,7 +128,7 @@ def test_word_order_swaps_two_adjacent_words_of_half_of_the_sentences(tmp_path):
     assert not first & held
 
 
-@pytest.mark.parametrize("name", ["word_order", "published", "sentiment", "shots"])
+@pytest.mark.parametrize("name", ["word_order", "published", "sentiment", "shots", "device_noise"])
 def test_questions_name_settings_that_exist(name):
     script = __import__(name)
     for arm in [*script.QUESTION["primary"], *(arm for pair in script.QUESTION["secondary"] for arm in pair)]:
@@ -163,3 +169,49 @@ def test_accuracy_at_the_same_loss_is_interpolated():
     assert randomness.accuracy_at(0.75, losses, accuracies) == pytest.approx(0.7)
     assert randomness.accuracy_at(0.5, losses, accuracies) == pytest.approx(0.8)
     assert randomness.accuracy_at(2.0, losses, accuracies) == 0.6
+
+
+def test_the_fit_of_a_device_without_noise_is_the_circuit(tmp_path):
+    """generic:5 without noise measures with the ideal response: the fit is it, and the engine's means are the ideal."""
+    ansatz = quantum_circuits.build_ansatz("graph", 5, math.pi / 4)
+    fit = {"device": "none", "slope": ansatz.response.tolist(), "offset": [0.0] * 5}
+    x = np.random.default_rng(1).uniform(-1, 1, (40, 5))
+    backend = device_noise.FittedDevice(ansatz, fit)
+    np.testing.assert_allclose(backend.probabilities(x) @ backend.eigenvalues, 0.5 * x, atol=1e-12)
+    means, circuits, shots = backend.measure(x, 20_000, (0, 1, 0))
+    np.testing.assert_allclose(means, 0.5 * x, atol=5 / math.sqrt(20_000))
+    assert (circuits, shots) == (40, 40 * 20_000)
+
+
+def test_a_device_is_fitted(monkeypatch):
+    """Noise shrinks the response and leaves little else: within 5 standard errors of the shots, 60 groups."""
+    ansatz = quantum_circuits.build_ansatz("graph", 2, math.pi / 4)
+    fit = device_noise.fit_device("generic:2", ansatz, groups=60, shots=2000)
+    slope, ideal = np.array(fit["slope"]), np.array(fit["ideal_slope"])
+    assert np.all(np.diag(slope) < np.diag(ideal) + 0.05) and np.all(np.diag(slope) > 0.5 * np.diag(ideal))
+    assert fit["left"] == pytest.approx(fit["shot_noise"], rel=0.5)
+
+
+def test_training_with_the_fit_of_a_device(tmp_path):
+    ansatz = quantum_circuits.build_ansatz("graph", 5, math.pi / 4)
+    fit = {"device": "fake:none", "slope": (0.9 * ansatz.response).tolist(), "offset": [0.01] * 5}
+    (tmp_path / "fit.json").write_text(json.dumps(fit))
+    flags = [
+        "--model_name",
+        "embedded",
+        "--dataset_name",
+        "embedded",
+        "--train_size",
+        "16",
+        "--eval_size",
+        "8",
+        "--num_epochs",
+        "1",
+    ]
+    script = ROOT / "experiments" / "device_noise.py"
+    command = [sys.executable, str(script), *flags, "--results_dir", str(tmp_path / "runs")]
+    environment = os.environ | {device_noise.FIT: str(tmp_path / "fit.json")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").glob("run_*")
+    assert read_json(run / "environment.json")["backend"] == "fit of fake:none"
