@@ -1,6 +1,6 @@
 """Device noise at full coverage: what would the noise of a device do if every weight could be measured on it?
 
-On a device a step measures a few groups of thousands. So the response of a simulated device, fake:fez, is fitted on
+On a device a step measures a few groups of thousands. So the response of a simulated device, fake:FakeFez, is fitted on
 random groups, means = A x + b, for the circuit `graph`, and the fit takes the place of the Aer engine's means for all
 groups; shots of each qubit are drawn independently, decoding is that of the circuit without noise. What the fit leaves
 out (`left`, beyond shot noise) is in fit.json. Word order, as in word_order.py, at 1 and 1000 shots, with SGD and with
@@ -34,7 +34,7 @@ from aer_engine import AerBackend
 from harness import command_line
 from harness.files import write_json
 
-DEVICE, FITTED_GROUPS, FITTED_SHOTS = "fake:fez", 300, 4000
+DEVICE, FITTED_GROUPS, FITTED_SHOTS = "fake:FakeFez", 300, 4000
 FIT = "FITTED_DEVICE"  # environment variable with the path of fit.json: then this script is train.py with that engine
 SEEDS, MANY_SHOTS = range(5), 1000
 SGD, ADAMW = word_order.QUANTUM_SGD, word_order.QUANTUM_ADAMW
