@@ -193,11 +193,11 @@ def train(job, run, checkpoint=None):
                 due = step == total_steps or step % (settings.eval_every or steps_per_epoch) == 0
                 progress |= {"step": step, "evaluation_due": due, "offsets": record.offsets()}
                 progress |= {"random": checkpoints.random_state()}
-            show_step(bar, row, progress["evaluation"])
 
             # Evaluate and save where due.
             if due:
                 evaluate_and_record(job, record, progress, steps_per_epoch)
+            show_step(bar, row, progress["evaluation"])
             if step % steps_per_epoch == 0 or (settings.checkpoint_every and step % settings.checkpoint_every == 0):
                 save_checkpoint()
 

@@ -1,5 +1,7 @@
 """What `python train.py` prints before and after a run."""
 
+import shlex
+
 import devices
 from harness import run_folder
 from harness.run_folder import STAGES
@@ -69,6 +71,9 @@ def show_results(run):
     if len(predictions) > 1:
         gained, lost = (predictions[-1] & ~predictions[0]).sum(), (predictions[0] & ~predictions[-1]).sum()
         print(f"; {gained} predictions became correct, {lost} wrong", end="")
+    if statistics["mean_cosine"] is not None:
+        print(f"; mean cosine of update and gradient {statistics['mean_cosine']:.3f}", end="")
     print()
     for path in sorted(run["folder"].iterdir()):
         print(f"  {path}{'/' if path.is_dir() else ''}")
+    print(f"next: python analyze.py {shlex.quote(str(run['folder']))}")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import read_json, run_script
 
 from harness import progress
 from harness.run_folder import METRICS, STAGES
@@ -56,6 +57,24 @@ def test_the_bar_shows_a_step_and_stands_where_a_resumed_run_does(capsys):
         bar.refresh()
     err = capsys.readouterr().err
     assert "7/40" in err and "9/40" in err and "cos=0.988" in err and "loss=0.250" in err and "acc=0.750" in err
+
+
+def test_a_log_gets_plain_lines_and_the_last_one_is_the_summarys(tiny_flags, tmp_path):
+    status, out, err = run_script("train.py", *tiny_flags)
+    assert status == 0 and "\r" not in err and "\x1b" not in err
+    last = err.splitlines()[-1]
+    (run,) = (tmp_path / "results").glob("run_*")
+    statistics = read_json(run / "training_statistics.json")
+    assert "3/3" in last and f"acc={statistics['evaluations'][-1]['accuracy']:.3f}" in last
+    assert f"mean cosine of update and gradient {statistics['mean_cosine']:.3f}" in out
+    assert out.splitlines()[-1] == f"next: python analyze.py {run}"
+
+
+def test_many_steps_are_few_lines(capsys):
+    with progress.progress_bar(total=500, done=0) as bar:
+        for _ in range(500):
+            bar.update()
+    assert len(capsys.readouterr().err.splitlines()) == 2  # at the start and at the end
 
 
 def test_only_rank_zero_shows_a_bar(capsys, monkeypatch):
