@@ -74,7 +74,8 @@ def seconds_of(name):
 
 
 def most_recent(results_dir, unfinished=False):
-    """The latest run folder by its name's second and number; with `unfinished`, of those that --resume can go on with.
+    """The latest run folder by its name's second and number; with `unfinished`, of those that --resume can go on with,
+    if possible one that no process is training in.
 
     Raises ValueError where there is none.
     """
@@ -82,7 +83,17 @@ def most_recent(results_dir, unfinished=False):
     if not found:
         what = "unfinished run with a checkpoint" if unfinished else "run folder, `python train.py` makes one"
         raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: holds no {what}")
-    return found[-1]
+    free = [folder for folder in found if not is_locked(folder)] if unfinished else []
+    return (free or found)[-1]
+
+
+def is_locked(folder):
+    """Whether another process trains in a run folder."""
+    try:
+        with locked(folder):
+            return False
+    except ValueError:
+        return True
 
 
 def in_order(results_dir):

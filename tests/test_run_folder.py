@@ -91,3 +91,14 @@ def test_a_locked_folder_is_for_one(tmp_path):
         pass
     with run_folder.locked(tmp_path):  # and free again afterwards
         pass
+
+
+def test_latest_passes_over_a_run_that_another_process_trains(tmp_path):
+    older, newer = tmp_path / "run_20260101_000000", tmp_path / "run_20260101_000001"
+    for folder in (older, newer):
+        (folder / "checkpoint" / "step_3").mkdir(parents=True)
+    assert run_folder.most_recent(tmp_path, unfinished=True) == newer
+    with run_folder.locked(newer):
+        assert run_folder.most_recent(tmp_path, unfinished=True) == older
+        with run_folder.locked(older):  # nothing is free: the message says so about the latest
+            assert run_folder.most_recent(tmp_path, unfinished=True) == newer
