@@ -38,6 +38,8 @@ def main(command):
     analysed = 0
     for folder in folders:
         try:
+            if folder.is_dir() and not any(folder.iterdir()):
+                raise ValueError("holds no run, `python train.py` makes one")
             is_study = not (folder / "config.json").exists() and any(folder.glob("run_*/config.json"))
             for path in analyze_study(folder) if is_study else analyze_run(folder):
                 print(f"  {path}")

@@ -135,6 +135,8 @@ _LIMITS = {
 _DEVICE_SETTINGS = {"device_groups", "device_selection", "device_noise", "mitigation", "dynamical_decoupling"}
 _DEVICE_SETTINGS |= {"twirling", "max_qpu_seconds", "dry_run"}
 
+FILE_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")  # of local data
+
 # The classification tasks of GLUE (stsb is a regression): number of classes, and columns of text.
 GLUE = {
     "cola": (2, ("sentence",)),
@@ -219,7 +221,8 @@ def parse(argv=()):
 
 def is_local(name):
     """Whether MODEL_NAME or DATASET_NAME is a folder or file rather than a hub id: it exists, or can only be a path."""
-    return Path(os.path.expanduser(name)).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    only_a_path = name.startswith((".", "/", "~")) or name.endswith(FILE_ENDINGS) or name.count("/") > 1
+    return only_a_path or Path(os.path.expanduser(name)).exists()
 
 
 def is_glue(dataset_name):
@@ -279,7 +282,7 @@ def _parser():
 
 
 def _is_constant(name):
-    return name.isupper() and not name.startswith("_") and name not in ("GLUE", "RULES")
+    return name.isupper() and not name.startswith("_") and name not in ("GLUE", "RULES", "FILE_ENDINGS")
 
 
 def _nearest(name, names):

@@ -26,8 +26,8 @@ HUB_IDS = {
     "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
 }
 USUAL_COLUMNS = (("sentence",), ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"))
-FILE_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "test")
+MANY_UNKNOWN = 0.05  # part of the tokens
 HELD_OUT = 0.2  # part of the training rows that becomes the evaluation split if there is none
 # The small model and the sentences in this repository, and the published ones that they replace without a hub.
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -98,10 +98,10 @@ def read_local(path, seed):
     files = {"train": path}
     if path.is_dir():
         splits = ("train", *EVALUATION_SPLITS)
-        found = [file for file in sorted(path.iterdir()) if file.stem in splits and file.suffix in FILE_ENDINGS]
+        found = [file for file in sorted(path.iterdir()) if file.stem in splits and file.suffix in config.FILE_ENDINGS]
         files = {file.stem: file for file in found}
         if "train" not in files or len(files) < len(found):
-            endings, names = ", ".join(FILE_ENDINGS), ", ".join(file.name for file in found) or "none"
+            endings, names = ", ".join(config.FILE_ENDINGS), ", ".join(file.name for file in found) or "none"
             required = f"must hold one train file ({endings}) and at most one of any other split, holds {names}"
             raise ValueError(f"DATASET_NAME = {str(path)!r}: {required}")
     train = read_table(files["train"])
@@ -123,8 +123,8 @@ def read_table(path):
     """
     import pandas
 
-    if path.suffix not in FILE_ENDINGS:
-        raise ValueError(f"DATASET_NAME = {str(path)!r}: must end in one of {', '.join(FILE_ENDINGS)}")
+    if path.suffix not in config.FILE_ENDINGS:
+        raise ValueError(f"DATASET_NAME = {str(path)!r}: must end in one of {', '.join(config.FILE_ENDINGS)}")
     try:
         text = "" if path.suffix == ".parquet" else path.read_bytes().decode().removeprefix("\ufeff")
         if path.suffix == ".parquet":
@@ -254,6 +254,18 @@ def tokenize(tokenizer, examples, max_length):
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def check_vocabulary(tokenizer, encoded, model, warn=print):
+    """Raise ValueError if tokenized examples have ids that the model has no embedding for; warn(line) where more than
+    MANY_UNKNOWN of their tokens are unknown to the tokenizer."""
+    ids = [number for item in encoded for number in item["input_ids"]]
+    size = model.get_input_embeddings().num_embeddings
+    if max(ids) >= size:
+        raise ValueError(f"the tokenizer gives id {max(ids)}: must be below {size}, the model's vocabulary")
+    unknown = ids.count(tokenizer.unk_token_id) / len(ids) if tokenizer.unk_token_id is not None else 0
+    if unknown > MANY_UNKNOWN:
+        warn(loud(f"{unknown:.0%} of the tokens are unknown to the tokenizer: another model, or other data?"))
+
+
 def collate(tokenizer, encoded, device):
     """Pad tokenized examples to the longest one: (inputs, labels) on the device.
 
@@ -278,6 +290,8 @@ def load_model(settings):
     path = str(EMBEDDED / "model") if name == "embedded" else os.path.expanduser(name) if local else name
     if local and not Path(path).is_dir():
         raise ValueError(f"MODEL_NAME = {name!r}: no such folder")
+    if local and (Path(path) / "metrics.csv").exists():
+        raise ValueError(f"MODEL_NAME = {name!r}: is a run folder, give its model/ folder")
     if local and settings.model_revision:
         raise ValueError(f"MODEL_REVISION = {settings.model_revision!r}: must be empty with a local model")
     revision = settings.model_revision or "main"
@@ -304,6 +318,8 @@ def load_model(settings):
             raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: {error}") from error
         raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded: {hub.hub_reason(error, problem)}") from error
     refuse_bad_weights(name, settings.num_labels, model, loaded, own_config)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError(f"MODEL_NAME = {name!r}: its tokenizer knows no words, must have its tokenizer's files")
     if tokenizer.pad_token is None:  # GPT-2 has none; its classification head reads the last token before padding
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

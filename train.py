@@ -128,6 +128,7 @@ def prepare(settings, given):
     weights, note = model_utils.attention_weights(model, settings.attention_layers, settings.attention_pattern)
     train_set = model_utils.tokenize(tokenizer, data.train, settings.max_length)
     eval_set = model_utils.tokenize(tokenizer, data.evaluation, settings.max_length)
+    model_utils.check_vocabulary(tokenizer, train_set + eval_set, model, print_once)
     if on_a_device:
         numels = [weight.numel() for weight in weights.values()]
         summary.announce_plan(settings, backend, numels, count_steps(settings, len(train_set)))

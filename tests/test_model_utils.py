@@ -4,6 +4,7 @@ import decimal
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -495,3 +496,36 @@ def test_texts_are_cut_at_max_length(tiny_model):
     assert len(encoded[0]["input_ids"]) == 16
     inputs, labels = model_utils.collate(tokenizer, encoded, "cpu")
     assert inputs["input_ids"].shape == (1, 16) and labels.tolist() == [1]
+
+
+def test_an_absent_file_is_called_absent():
+    settings = config.load(["--dataset_name", "data.csv"])
+    with pytest.raises(ValueError, match=r"DATASET_NAME = 'data\.csv': no such file or folder"):
+        model_utils.load_data(settings)
+
+
+def test_a_run_folder_is_no_model(finished_run):
+    with pytest.raises(ValueError, match="is a run folder, give its model/ folder"):
+        model_utils.load_model(config.load(["--model_name", str(finished_run)]))
+
+
+def test_a_model_without_its_tokenizer_is_refused(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_model / name, folder / name)
+    with pytest.raises(ValueError, match="tokenizer"):
+        model_utils.load_model(config.load(["--model_name", str(folder)]))
+
+
+def test_unknown_words_are_warned_of_and_ids_beyond_the_vocabulary_refused(tiny_model):
+    model, tokenizer, _ = model_utils.load_model(config.load(["--model_name", str(tiny_model), "--max_length", "16"]))
+    lines, unknown = [], tokenizer.unk_token_id
+    other = max(tokenizer.get_vocab().values())
+    model_utils.check_vocabulary(tokenizer, [{"input_ids": [other] * 99 + [unknown]}], model, lines.append)
+    assert lines == []
+    model_utils.check_vocabulary(tokenizer, [{"input_ids": [other] * 9 + [unknown]}], model, lines.append)
+    assert len(lines) == 1 and "10% of the tokens are unknown" in lines[0]
+    size = model.get_input_embeddings().num_embeddings
+    with pytest.raises(ValueError, match=f"gives id {size}: must be below {size}"):
+        model_utils.check_vocabulary(tokenizer, [{"input_ids": [size]}], model)
