@@ -86,14 +86,15 @@ def fit_device(name, ansatz, groups=FITTED_GROUPS, shots=FITTED_SHOTS):
     }
 
 
-def ansatz_of(settings):
-    return quantum_circuits.build_ansatz(settings.circuit, settings.num_qubits, settings.entangling_angle)
-
-
 def train_with_fit(path):
     """Be train.py, with the fit of a device as the engine of every rule that measures."""
     fit, make_backend = json.loads(Path(path).read_text(encoding="utf-8")), train.make_backend
-    train.make_backend = lambda settings: make_backend(settings) and FittedDevice(ansatz_of(settings), fit)
+
+    def make_fitted(settings):
+        backend = make_backend(settings)
+        return backend and FittedDevice(backend.ansatz, fit)
+
+    train.make_backend = make_fitted
     command_line.run_as_script(train.main, command_line.parse_or_exit(sys.argv[1:]))
 
 
@@ -101,10 +102,7 @@ def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     results = lanes.ROOT / "results"
     work, reference, before = results / "device_noise", results / "reference" / "device_noise", results / "reference"
-    tuned = before / "word_order" / "tuning.json"
-    if not tuned.exists():
-        raise SystemExit(f"{tuned} is missing: run experiments/word_order.py first")
-    adamw, _, sgd = json.loads(tuned.read_text(encoding="utf-8"))["chosen"]
+    adamw, _, sgd = lanes.read_chosen(before / "word_order" / "tuning.json")
     make_word_order(given.sst2, work / "data")
     lanes.ask(reference, QUESTION)
     fit = reference / "fit.json"

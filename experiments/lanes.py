@@ -153,6 +153,13 @@ def choose_rates(classical, frozen, measured, rates, quantum_rates, common, seed
         chosen = [{"learning_rate": adamw}, {"learning_rate": head}]
         chosen.append({"learning_rate": head, "quantum_learning_rate": sgd})
         write_json(tuned, {"chosen": chosen, "grid": grid + more})
+    return read_chosen(tuned)
+
+
+def read_chosen(tuned):
+    """What was chosen in a tuning.json, a list; exits where there is none, as its experiment has to run first."""
+    if not tuned.exists():
+        raise SystemExit(f"{tuned} is missing: run experiments/{tuned.parent.name}.py first")
     return json.loads(tuned.read_text(encoding="utf-8"))["chosen"]
 
 

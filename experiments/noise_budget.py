@@ -229,6 +229,13 @@ def measure_curvature(job, gradient):
 # --- What it says
 
 
+def shots_at_parity(row, budget):
+    """Shots of a circuit, a row of the budget, whose noise is as large as the minibatch's; an estimate of |G|^2 below 0
+    counts as 0."""
+    inverse = budget["inverse_batch_noise"]
+    return noise.parity_shots(row["one_shot"], 1 / inverse if inverse > 0 else math.inf)
+
+
 def in_words(budget):
     """The budget as lines of text."""
     b, error = budget["inverse_batch_noise"], budget["standard_error"]
@@ -238,7 +245,7 @@ def in_words(budget):
         "circuit, scale of      a  equal at  1000 add  optimal  cosine at 1, 10, 1000 shots (predicted)",
     ]
     for row in budget["circuits"]:
-        equal = row["one_shot"] * (1 + max(b, 0))
+        equal = shots_at_parity(row, budget)
         at = [SHOTS.index(shots) for shots in (1, 10, 1000)]
         cosines = "  ".join(f"{row['measured_cosine'][i]:.2f} ({row['predicted_cosine'][i]:.2f})" for i in at)
         lines.append(
@@ -282,7 +289,7 @@ def plot_noise(ax, budget):
     """Plot shot noise over minibatch noise against shots, a line for each circuit."""
     shots = np.logspace(0, 3, 50)
     for row, style in shown_rows(budget):
-        equal = row["one_shot"] * (1 + max(budget["inverse_batch_noise"], 0))
+        equal = shots_at_parity(row, budget)
         scale = ", one scale for the tensor" if row["normalization"] == "tensor" else ""
         ax.plot(shots, equal / shots, label=row["circuit"] + scale, **style)
     ax.axhline(1, color="black", lw=0.8, ls="--")

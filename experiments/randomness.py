@@ -18,8 +18,6 @@ Prediction: none is better; 1 shot reaches a given training loss later and is th
 Usage: python experiments/randomness.py --model FOLDER --sst2 FOLDER [--lanes 2]; writes matched.json beside the runs.
 """
 
-import json
-
 import lanes
 import numpy as np
 import sentiment
@@ -40,9 +38,7 @@ def main():
     matched = {}
     for task, script, make in (("word_order", word_order, make_word_order), ("sentiment", sentiment, make_sentiment)):
         tuned = results / "reference" / task / "tuning.json"
-        if not tuned.exists():
-            raise SystemExit(f"{tuned} is missing: run experiments/{task}.py first")
-        rate = json.loads(tuned.read_text(encoding="utf-8"))["chosen"][0]
+        rate = lanes.read_chosen(tuned)[0]
         work, reference = results / "randomness" / task, results / "reference" / "randomness" / task
         make(given.sst2, work / "data")
         common = script.COMMON | rate | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "final"}

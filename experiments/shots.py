@@ -59,11 +59,11 @@ POINTS = [
     *[(INDEPENDENT, 10, MANY_SEEDS), (TENSOR, 1, MANY_SEEDS), (TENSOR, 10, MANY_SEEDS), (TENSOR, 1000, MANY_SEEDS)],
 ]
 SERIES = {  # label -> (settings, colour, marker, line style)
-    "graph": (GRAPH, "#0072B2", "o", "-"),
-    "product": (PRODUCT, "#D55E00", "s", "-"),
+    "graph": (GRAPH, figures.COLOURS[0], "o", "-"),
+    "product": (PRODUCT, figures.COLOURS[1], "s", "-"),
     "product, optimal shots": (OPTIMAL, "#E69F00", "D", "--"),
-    "graph, independent counts": (INDEPENDENT, "#009E73", "^", ""),
-    "graph, one scale for the tensor": (TENSOR, "#CC79A7", "v", ":"),
+    "graph, independent counts": (INDEPENDENT, figures.COLOURS[2], "^", ""),
+    "graph, one scale for the tensor": (TENSOR, figures.COLOURS[3], "v", ":"),
 }
 ARMS = list(dict.fromkeys(json.dumps(series | {"shots": shots}) for series, shots, _ in POINTS))
 QUESTION = {
@@ -85,9 +85,7 @@ def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     results = lanes.ROOT / "results"
     work, reference, before = results / "shots", results / "reference" / "shots", results / "reference" / "word_order"
-    if not (before / "tuning.json").exists():
-        raise SystemExit(f"{before / 'tuning.json'} is missing: run experiments/word_order.py first")
-    adamw, head, _ = json.loads((before / "tuning.json").read_text(encoding="utf-8"))["chosen"]
+    adamw, head, _ = lanes.read_chosen(before / "tuning.json")
     make_word_order(given.sst2, work / "data")
     common = word_order.COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}
     names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order, tuning"}
@@ -97,7 +95,7 @@ def main():
         where = word_order.TUNING_SEEDS, work / "tuning", given.lanes, reference / "tuning", names
         grid, chosen = lanes.tune(arms, "learning_rate", word_order.LEARNING_RATES, common, *where)
         write_json(tuned, {"chosen": chosen, "grid": grid})
-    chosen = json.loads(tuned.read_text(encoding="utf-8"))["chosen"]
+    chosen = lanes.read_chosen(tuned)
     lanes.ask(reference, QUESTION)
 
     common["dataset_name"] = work / "data" / "final"
