@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,11 @@ def flags_of(settings):
 
 def identity_of(run, names=MappingProxyType({})):
     """What run_folder.identity says of a dict of settings; names: see `publish`, whose runs have no paths."""
-    settings = config.load(flags_of(run))
+    return identity_without_paths(config.load(flags_of(run)), names)
+
+
+def identity_without_paths(settings, names):
+    """What run_folder.identity says of Settings once they are published, see `publish`."""
     return run_folder.identity(config.Settings(**without_paths(settings._asdict(), names)))
 
 
@@ -43,10 +48,12 @@ def run_all(runs, results_dir, lanes, reference, names, others=(), program=ROOT 
     results_dir.mkdir(parents=True, exist_ok=True)
     publish(results_dir, reference, names)
     wanted = {identity_of(run, names): run for run in runs}
-    for run in [run for other in others for run in sorted(other.glob("run_*"))]:
-        if published_identity(run) in wanted and not (reference / run.name).exists():
-            shutil.copytree(run, reference / run.name)
     published, _ = run_folder.find_finished_and_resumable(reference)
+    for run in [run for other in others for run in sorted(other.glob("run_*"))]:
+        key = published_identity(run)
+        if key in wanted and key not in published:
+            shutil.copytree(run, free_place(reference, run.name))
+            published.add(key)
     _, resumable = run_folder.find_finished_and_resumable(results_dir)
     todo = [(identity_of(run), run) for key, run in wanted.items() if key not in published]
 
@@ -83,10 +90,25 @@ def publish(results_dir, reference, names):
     names: dict of path -> name that takes its place. Of predictions.csv the last evaluation is kept.
     """
     reference.mkdir(parents=True, exist_ok=True)
+    published, _ = run_folder.find_finished_and_resumable(reference)
     for run in sorted(results_dir.glob("run_*")):
-        if run_folder.stored_status(run) == "finished" and not (reference / run.name).exists():
+        if run_folder.stored_status(run) != "finished":
+            continue
+        key = identity_without_paths(run_folder.stored_settings(run), names)
+        if key not in published:
             shutil.rmtree(run / "model", ignore_errors=True)
-            write_atomically(reference / run.name, lambda folder, run=run: copy_without_paths(run, folder, names))
+            place = free_place(reference, run.name)
+            write_atomically(place, lambda folder, run=run: copy_without_paths(run, folder, names))
+            published.add(key)
+
+
+def free_place(folder, name):
+    """folder/name, or with _1, _2, ... appended where a run of another folder began in the same second."""
+    second, number = re.match(r"run_\d+_\d+", name)[0], 0
+    while (folder / name).exists():
+        number += 1
+        name = f"{second}_{number}"
+    return folder / name
 
 
 def copy_without_paths(run, folder, names):

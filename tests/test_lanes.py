@@ -63,6 +63,22 @@ def test_runs_are_published_without_paths_and_never_made_twice(place, tiny_model
     assert len(place.started) == 5 and len(list(copied.glob("run_*"))) == 4
 
 
+def test_runs_that_began_in_the_same_second_in_two_folders_are_both_published(place):
+    runs = [place.common | {"update_rule": "frozen", "seed": seed} for seed in (0, 1, 2)]
+    name = "run_20260101_000000"
+    for run in runs:
+        work = place.work / str(run["seed"])
+        assert lanes.run_all([run], work, 1, work / "published", place.names) == 0
+        for folder in (work, work / "published"):
+            next(folder.glob("run_*")).rename(folder / name)
+    for seed in (0, 1, 0, 1):
+        lanes.publish(place.work / str(seed), place.out, place.names)
+    assert sorted(path.name for path in place.out.iterdir()) == [name, f"{name}_1"]
+    assert lanes.run_all(runs, place.work, 1, place.out, place.names, [place.work / "2" / "published"]) == 0
+    assert sorted(path.name for path in place.out.iterdir()) == [name, f"{name}_1", f"{name}_2"]
+    assert len(place.started) == 3
+
+
 def test_a_run_that_fails_is_counted_and_the_others_are_made(place):
     runs = [place.common | {"seed": 0, "train_size": size, "update_rule": "frozen"} for size in (10**6, 12)]
     assert lanes.run_all(runs, place.work, 1, place.out, place.names) == 1
