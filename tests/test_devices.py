@@ -557,10 +557,10 @@ def test_a_full_step_keeps_the_limits_of_a_job(numels, num_qubits, shots, lines,
     assert (jobs, circuits, pytest.approx(seconds)) == expected
 
 
-def test_the_table_of_full_steps_is_the_one_of_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_full_steps_is_the_one_of_the_document():
+    document = (ROOT / "docs" / "HARDWARE.md").read_text(encoding="utf-8")
     for row in devices.full_step_table([768 * 768] * 4)[2:]:
-        assert "| " + " | ".join(re.split(r"  +", row.strip())) + " |" in readme
+        assert "| " + " | ".join(re.split(r"  +", row.strip())) + " |" in document
 
 
 # --- Whole runs

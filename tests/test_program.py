@@ -11,9 +11,14 @@ from conftest import ROOT, run_script, run_training, stop_at
 import analyze
 import config
 
-DOCUMENTS = ["README.md"]  # whose commands are followed: relative to the repository
+# Their commands are followed, relative to the repository.
+DOCUMENTS = ["README.md", "docs/HARDWARE.md", "docs/NOISE.md", "docs/RUNNING.md", "docs/SPEED.md"]
+DOCUMENTS += ["results/reference/README.md"]
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in DOCUMENTS}
 # Commands that take long on the tiny model and data, too: followed with the mark `slow`.
-LONG_COMMANDS = ()
+LONG_COMMANDS = [
+    "python train.py --update_rules classical,quantum,frozen --seeds 0-19 --eval_size 0 --quantum_schedule constant"
+]
 
 
 def test_train_then_analyze_as_a_user_does(tiny_flags, tmp_path):
@@ -77,7 +82,7 @@ def commands_of(document):
     return [line for line in lines if line]
 
 
-COMMANDS = list(dict.fromkeys(line for name in DOCUMENTS for line in commands_of((ROOT / name).read_text("utf-8"))))
+COMMANDS = list(dict.fromkeys(line for text in TEXTS.values() for line in commands_of(text)))
 # An account is needed for real devices; tests/test_devices.py has a service in its place.
 TRAININGS = [line for line in COMMANDS if line.startswith("python train.py") and "--backend ibm" not in line]
 
@@ -123,12 +128,12 @@ def test_training_commands_run(line, tiny_flags, monkeypatch):
     assert status == 0 and "finished" in out, err
 
 
-# --- What the README says
+# --- What the documents say
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PLACES = [
     "config.py",
     "update_rules.py",
+    "shot_allocation.py",
     "quantum_circuits.py",
     "aer_engine.py",
     "devices.py",
@@ -140,19 +145,29 @@ PLACES += ["harness/", "report/", "experiments/", "embedded/", "results/referenc
 ENVIRONMENT = {"OMP_NUM_THREADS", "QISKIT_IBM_TOKEN", "QISKIT_IBM_INSTANCE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME"}
 
 
-def test_the_readme_names_every_module_and_every_file_of_a_run(finished_run):
-    places = [name for name in PLACES if (ROOT / name).exists()]
-    assert len(places) == len(PLACES)
+def test_the_readme_names_every_module_and_the_documents_every_file_of_a_run(finished_run):
+    for name in PLACES:
+        assert (ROOT / name).exists() and f"`{name}`" in TEXTS["README.md"], name
     left = [path.name + "/" * path.is_dir() for path in finished_run.iterdir()]
     assert len(left) >= 6 and "checkpoint/" not in left
-    for name in [*places, *left]:
-        assert f"`{name}`" in README, name
+    for name in left:
+        assert f"`{name}`" in TEXTS["docs/RUNNING.md"], name
 
 
-def test_settings_in_the_readme_are_settings():
-    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_settings_in_the_documents_are_settings(name):
+    prose = re.sub(r"```.*?```", "", TEXTS[name], flags=re.DOTALL)
     named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", prose)) - ENVIRONMENT
-    assert len(named) > 10
     assert {name.lower() for name in named} <= set(config.Settings._fields)
     for flag in re.findall(r"`--([a-z_]+)", prose):
         assert flag in (*config.Settings._fields, "resume", "debug", "help", "nproc_per_node"), flag
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_the_documents_point_to_is_there(name):
+    """Links and pictures, relative to the document; scripts and documents named in code, relative to the repository."""
+    text, folder = TEXTS[name], (ROOT / name).parent
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (folder / target).exists(), target
+    for target in re.findall(r"`(?:python )?((?:docs|experiments|embedded|tests|report)/[\w/.]+)`", text):
+        assert (ROOT / target).exists(), target
