@@ -3,7 +3,7 @@
 The method's description hopes that quantum randomness escapes local minima. Two tasks: word order, as in
 word_order.py, and sentiment, as in sentiment.py; rule `quantum` (graph) with AdamW on the measured gradient at 1, 10,
 100 and 1000 shots, and `classical`, which is AdamW on the gradient itself; the learning rates are those of `classical`
-there (run these two first). Seeds 0-5.
+there (run these two first, and shots.py: what they made is copied). Seeds 0-5.
 
 A run's training loss is the mean over the steps since the evaluation before, its accuracy that of the evaluation. For
 each seed both are compared at the lowest training loss that every arm reaches, by linear interpolation between
@@ -35,19 +35,20 @@ QUANTUM, CLASSICAL = {"update_rule": "quantum", "quantum_optimizer": "adamw"}, {
 def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     results = lanes.ROOT / "results"
-    matched = {}
-    for task, script, make in (("word_order", word_order, make_word_order), ("sentiment", sentiment, make_sentiment)):
-        tuned = results / "reference" / task / "tuning.json"
-        rate = lanes.read_chosen(tuned)[0]
-        work, reference = results / "randomness" / task, results / "reference" / "randomness" / task
+    published, matched = results / "reference", {}
+    tasks = [("word_order", word_order, make_word_order, "word order", ["word_order", "shots"])]
+    tasks += [("sentiment", sentiment, make_sentiment, "sst2", ["sentiment"])]
+    for task, script, make, data, before in tasks:
+        rate = lanes.read_chosen(published / task / "tuning.json")[0]
+        work, reference = results / "randomness" / task, published / "randomness" / task
         make(given.sst2, work / "data")
         common = script.COMMON | rate | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "final"}
         arms = [CLASSICAL] + [QUANTUM | {"shots": shots} for shots in SHOTS]
-        names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: task}
+        names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: data}
         runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in arms]
-        lanes.run_all(runs, work, given.lanes, reference, names)
+        lanes.run_all(runs, work, given.lanes, reference, names, [published / question for question in before])
         matched[task] = compare_at_same_loss(reference)
-        write_json(results / "reference" / "randomness" / "matched.json", matched)
+        write_json(published / "randomness" / "matched.json", matched)
 
 
 def compare_at_same_loss(reference):

@@ -19,7 +19,7 @@ def blocks_of(language):
 
 
 SNIPPETS = {re.search(r"# (\w+\.py)", block)[1]: block for block in blocks_of("python")}
-MODEL_COMMAND, DATA_COMMAND = (shlex.split(block)[2:] for block in blocks_of("sh"))
+MODEL_COMMAND, DATA_COMMAND = (shlex.split(line)[2:] for line in blocks_of("sh")[0].splitlines())
 
 
 @pytest.fixture
