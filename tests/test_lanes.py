@@ -152,6 +152,16 @@ def test_questions_name_settings_that_exist(name):
     config.load(lanes.flags_of(getattr(script, "COMMON", {})))
 
 
+def test_the_grid_of_rates_goes_on_where_its_largest_is_best(monkeypatch):
+    def tune(arms, setting, values, *where):
+        return [{setting: value} for value in values], [min(values, key=lambda value: abs(value - best))]
+
+    monkeypatch.setattr(lanes, "tune", tune)
+    for best, rates in ((1e-3, 4), (2e-3, 5), (7e-3, 7)):
+        chosen, grid = shots.choose_rate({}, {}, ())
+        assert chosen == pytest.approx(best, rel=0.2) and len(grid) == rates
+
+
 def test_every_point_of_the_frontier_has_one_rate():
     arms = [arm for _, level in shots.LEVELS for arm in level]
     assert all(arms.count(arm) == 1 for arm in arms)
