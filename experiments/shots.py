@@ -7,8 +7,8 @@ Circuits `graph` and `product` at 1 to 1000 shots; `independent` (the counts of 
 number, max |g|, for every group of 5 weights.
 
 LEARNING_RATE is chosen once for each level of noise, on the grid and the seeds of word_order.py, with one arm of the
-level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`. Where the
-best rate is the largest of the grid, the grid goes on with twice that rate, until it is not; for `classical` it is not.
+level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`. Where
+the largest rate of the grid is the best, the grid goes on with twice that rate, until it is not.
 
 Written before the runs (noise over that of the minibatch: noise_budget.py, this model and data, at the start):
 Primary comparison: 1 shot of `product` against 1000 shots of `graph`, equivalent within 2 points.
@@ -111,7 +111,7 @@ def main():
 
 
 def choose_rate(arm, common, where):
-    """(learning rate of the highest mean accuracy, grid) of an arm; see lanes.tune, whose last arguments are `where`."""
+    """(learning rate of the highest mean accuracy, grid) of an arm; `where`: as lanes.tune has it."""
     rates = list(word_order.LEARNING_RATES)
     while True:
         grid, (chosen,) = lanes.tune([arm], "learning_rate", rates, common, *where)
