@@ -424,7 +424,17 @@ class DeviceBackend:
         return getattr(self.device, "default_rep_delay", None) or SHOT_SECONDS
 
     def plan(self, weights, groups, steps, shots):
-        """What a training takes at most: jobs, circuits, shots, seconds. weights: tensors measured in every step."""
+        """What a training takes at most: jobs, circuits, shots, seconds. weights: tensors measured in every step.
+
+        Raises ValueError where one job would have more shots than EXECUTIONS_PER_JOB.
+        """
+        largest = shots * (2 * CALIBRATION_SHOTS if self.mitigation == "readout" else 1)
+        most = EXECUTIONS_PER_JOB // shots * len(self.lines)
+        if largest > EXECUTIONS_PER_JOB or groups > most:
+            raise ValueError(
+                f"DEVICE_GROUPS = {groups} with SHOTS = {shots}: a job has {EXECUTIONS_PER_JOB:,} shots at most, "
+                f"on {self.name} these are {most:,} groups" + " without MITIGATION" * (largest > EXECUTIONS_PER_JOB)
+            )
         weights = min(weights, groups)
         rows = -(-groups // len(self.lines)) + weights - 1  # a tensor's last row may be half empty
         jobs, circuits, total = steps * weights, steps * rows, steps * rows * shots

@@ -531,6 +531,20 @@ def test_a_job_whose_usage_is_not_known_counts_as_expected(monkeypatch, tmp_path
     assert backend.journal.seconds == pytest.approx(backend.job_seconds(2, 100))
 
 
+def test_a_plan_beyond_what_a_job_may_have_is_refused(monkeypatch, tmp_path):
+    service = Service(monkeypatch)
+    backend = service.backend(tmp_path / "jobs.jsonl")
+    most = 10 * len(backend.lines)
+    assert backend.plan(weights=1, groups=most, steps=1, shots=10**6)["shots"] == 10**7
+    with pytest.raises(
+        ValueError, match=f"DEVICE_GROUPS = {most + 1} with SHOTS = 1000000: a job has 10,000,000 shots"
+    ):
+        backend.plan(weights=1, groups=most + 1, steps=1, shots=10**6)
+    mitigated = service.backend(tmp_path / "jobs.jsonl", mitigation="readout")
+    with pytest.raises(ValueError, match="without MITIGATION"):
+        mitigated.plan(weights=1, groups=1, steps=1, shots=10**6)
+
+
 def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
     service = Service(monkeypatch)
     backend = service.backend(tmp_path / "jobs.jsonl", mitigation="readout")
