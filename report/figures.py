@@ -17,6 +17,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 STAGE_COLOURS = dict(zip(STAGES, ("#56B4E9", "#E69F00", "#0072B2", "#999999"), strict=True))
 BATCH_COLOUR = "#BBBBBB"
 
+IN_TASK = ("model_name", "dataset_name", "dataset_config", "train_size")  # settings that `task` names
+
 
 def task(run):
     """The model, the data and the number of examples of a run, as text."""
@@ -45,7 +47,8 @@ def caption(run):
 
 def study_caption(runs):
     """The tasks of several runs, each once: for every figure of a study."""
-    return " | ".join(dict.fromkeys(task(run) for run in runs))
+    # By settings, not by text: of the same task some runs may stand in for another, and say so.
+    return " | ".join({str([run["settings"][name] for name in IN_TASK]): task(run) for run in runs}.values())
 
 
 def literal(text):
