@@ -2,8 +2,8 @@
 
 A run folder gets its curves and attention maps, and is compared with the latest classical run of the same settings and
 seed beside it. A folder of runs, such as results/, is a study: its arms are compared seed by seed, in tables, figures
-and report.html; question.json in it says which comparison counts (report/study.py), without it runs of different models,
-data or sizes are sections of their own. A folder of such folders stands for each of them. Output: FOLDER/analysis/.
+and report.html; question.json in it says which comparison counts (report/study.py), without it runs of different
+models, data or sizes are sections of their own. A folder of such folders stands for each. Output: FOLDER/analysis/.
 """
 
 import os
