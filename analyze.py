@@ -107,7 +107,7 @@ def analyze_study(folder):
     studies, out = study.read_studies(folder), folder / "analysis"
     paths, contents = [], []
     for number, (found, heading) in enumerate(zip(studies, study.headings(studies), strict=True), 1):
-        print(f"\n{folder}: {heading}, {len(found['runs'])} runs")
+        print(f"\n{folder}: {heading}, {len(found['runs'])} run{'s' * (len(found['runs']) > 1)}")
         place = out if number == 1 else out / f"section_{number}"
         place.mkdir(parents=True, exist_ok=True)
         figures = study_figures.save_study_figures(place, found)

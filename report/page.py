@@ -43,7 +43,7 @@ def report_content(study, figures):
     unsaid = [row["conclusion"] for row in rows if row["part"] != "primary" and says_little(row)]
     if len(unsaid) > MOST_UNSAID:
         others = [sentence for sentence in others if sentence not in unsaid]
-        others.append(f"{len(unsaid)} comparisons of fewer than {SMALLEST_N} seeds are undecided, see the table below.")
+        others.append(f"{len(unsaid)} comparisons of fewer than {SMALLEST_N} seeds are undecided, see the table.")
     others += [f"{text}: no runs to compare yet." for text in study["missing"]]
     family = [f"{row['arm']} against {row['base']}" for row in rows if row["family"] == "secondary"]
     named = f"The Holm family, {len(family)} comparisons: {'; '.join(family)}." if family else "No Holm family."

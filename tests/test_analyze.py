@@ -85,7 +85,7 @@ def test_runs_of_several_tasks_are_sections_the_largest_first(finished_run, tmp_
     assert run_analysis(results) == 0
     captured = capsys.readouterr()
     assert captured.out.index(", 8 examples, 2 epochs, 3 runs\n") < captured.out.index(
-        ", 12 examples, 5 epochs, 1 runs\n"
+        ", 12 examples, 5 epochs, 1 run\n"
     )
     assert captured.err.count("skipped") == 1 and "there is no such rule" in captured.err
     page = (results / "analysis" / "report.html").read_text(encoding="utf-8")

@@ -81,7 +81,7 @@ def test_a_study_of_one_seed_has_no_interval_anywhere(tmp_path):
 def test_many_comparisons_of_too_few_seeds_are_one_sentence(tmp_path):
     runs = [fake_run(tmp_path, "quantum", seed, 0.7 + seed / 50, shots=2**i) for seed in (0, 1) for i in range(6)]
     content = report_content(analyse(runs, {}), [])
-    assert content["others"] == ["5 comparisons of fewer than 6 seeds are undecided, see the table below."]
+    assert content["others"] == ["5 comparisons of fewer than 6 seeds are undecided, see the table."]
     assert len(content["results"][1][2]) == 5
     few = report_content(analyse(runs[:3] + runs[6:9], {}), [])
     assert len(few["others"]) == 2 and all("undecided (" in sentence for sentence in few["others"])
