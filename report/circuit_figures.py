@@ -33,7 +33,7 @@ def figures_of_circuits(runs):
 
 
 def used_circuits(runs):
-    """The circuits of runs, a dict of text -> (ansatz, found); found: rules (list) and shots (the fewest, None: exact).
+    """The circuits of runs, a dict of text -> (ansatz, found); found: rules (list) and shots (the most, None: exact).
 
     One that cannot be built, by whatever its function raises, is left out with a line.
     """
@@ -44,7 +44,7 @@ def used_circuits(runs):
             found = kept.setdefault(tuple(settings[name] for name in names), {"rules": [], "shots": None})
             found["rules"] += [rule] * (rule not in found["rules"])
             if RULES[rule].draws_shots:
-                found["shots"] = min(found["shots"] or settings["shots"], settings["shots"])
+                found["shots"] = max(found["shots"] or 0, settings["shots"])
     differing = labels.varying([dict(zip(names, key, strict=True)) for key in kept])
     circuits = {}
     for key, found in kept.items():

@@ -81,7 +81,7 @@ def add_legend(figure, ax, columns, note=None):
     note = note and textwrap.fill(note, int(15 * figure.get_figwidth()))
     lines = sum(name.count("\n") + 1 for name in names)
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-lines // columns) + 0.15 * (note or "").count("\n"))
-    figure.legend(
+    legend = figure.legend(
         handles,
         names,
         loc="outside lower center",
@@ -91,6 +91,7 @@ def add_legend(figure, ax, columns, note=None):
         title=note,
         title_fontsize=8,
     )
+    legend.get_title().set_multialignment("center")
 
 
 def add_note(figure, text):
@@ -137,19 +138,19 @@ def save_curves(path, run):
     return save_figure(figure, path)
 
 
-def plot_curve(ax, rows, quantity, colour, name="", batch_colour=BATCH_COLOUR):
+def plot_curve(ax, rows, quantity, colour, name="", batch_colour=BATCH_COLOUR, width=1.5):
     """Plot "loss" or "accuracy" over steps: training batches, thin, and evaluation set, in the colour given.
 
-    rows: of metrics.csv, dicts. name: of the run, for the legend where there are several.
+    rows: of metrics.csv, dicts. name: of the run, for the legend where there are several. width: of the line, points.
     """
     steps = [row for row in rows if row["loss"] is not None]
     evaluated = [row for row in rows if row[f"eval_{quantity}"] is not None]
     batches = [row["step"] for row in steps], [row[quantity] for row in steps]
     prefix = f"{name}, " if name else ""
-    ax.plot(*batches, color=batch_colour, lw=0.9, alpha=0.5 if name else 1, label=f"{prefix}training batch")
+    ax.plot(*batches, color=batch_colour, lw=0.6 * width, alpha=0.5 if name else 1, label=f"{prefix}training batch")
     points = [row["step"] for row in evaluated], [row[f"eval_{quantity}"] for row in evaluated]
-    size = 5 if len(evaluated) < 20 else 3
-    ax.plot(*points, color=colour, marker="o", ms=size, label=f"{prefix}evaluation set")
+    size = (3 if len(evaluated) < 20 else 1) + 1.5 * width
+    ax.plot(*points, color=colour, lw=width, marker="o", ms=size, label=f"{prefix}evaluation set")
     ax.set(xlabel="step", ylabel=quantity)
     if quantity == "accuracy":
         ax.set_ylim(0, 1.02)
@@ -157,10 +158,10 @@ def plot_curve(ax, rows, quantity, colour, name="", batch_colour=BATCH_COLOUR):
     return ax
 
 
-def plot_cosine(ax, rows, colour):
+def plot_cosine(ax, rows, colour, width=1.2):
     """Plot the cosine of the selected weights' update and gradient over steps. rows: of metrics.csv, dicts."""
     steps = [row for row in rows if row["cosine"] is not None]
-    ax.plot([row["step"] for row in steps], [row["cosine"] for row in steps], color=colour, lw=1.2)
+    ax.plot([row["step"] for row in steps], [row["cosine"] for row in steps], color=colour, lw=width)
     ax.set(xlabel="step", ylabel="cosine of update and gradient", ylim=(min(0, *ax.get_ylim()), 1.02))
     ax.grid(alpha=0.3)
     return ax

@@ -62,7 +62,7 @@ NAMES = {
     "num_qubits": "number of qubits",
     "shots": "number of shots",
     "shot_allocation": "allocation of the shots",
-    "entangling_angle": "entangling angle, radians",
+    "entangling_angle": "entangling angle in radians",
     "normalization": "scale of the encoding",
     "backend": "device",
     "device_selection": "choice of the measured groups",

@@ -89,12 +89,12 @@ def save_curves_of_both(path, run, partner):
     cosines = any(row["cosine"] is not None for one in runs for row in one["rows"])
     figure = new_figure(13 if cosines else 10, 4)
     axes = figure.subplots(1, 3 if cosines else 2)
-    for one in runs:
+    for one, width in zip(runs, (4, 1.5), strict=True):  # the first is seen where the second covers it
         rule = one["settings"]["update_rule"]
         for ax, quantity in zip(axes, ("loss", "accuracy"), strict=False):
-            plot_curve(ax, one["rows"], quantity, RULES[rule].colour, rule, RULES[rule].colour)
+            plot_curve(ax, one["rows"], quantity, RULES[rule].colour, rule, RULES[rule].colour, width)
         if cosines:
-            plot_cosine(axes[2], one["rows"], RULES[rule].colour)
+            plot_cosine(axes[2], one["rows"], RULES[rule].colour, width)
     add_legend(figure, axes[0], 2)
     rules = " and ".join(one["settings"]["update_rule"] for one in runs)
     add_title(figure, f"{rules}, seed {run['settings']['seed']}. {task(run)}")

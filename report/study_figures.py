@@ -12,7 +12,7 @@ from report.words import with_n
 from update_rules import RULES
 
 LINE_STYLES = ("-", "--", "-.", ":")
-MOST_PANELS = 12  # of differences over training
+MOST_PANELS, MOST_ROWS = 12, 40  # comparisons shown over training, and at its end
 MARGIN_COLOUR = "#DDDDDD"
 
 
@@ -72,7 +72,7 @@ def study_figures(study):
         ax = plot_sweep(figure.subplots(), arms, name)
         note = "Bars: Student's 95% interval over the seeds. Without points: does not use the setting."
         add_legend(figure, ax, 2, note)
-        yield f"accuracy_by_{name}", figure, f"Final accuracy by {labels.name_in_words(name)}: {everyone}"
+        yield f"accuracy_by_{name}", figure, f"Final accuracy by {labels.name_in_words(name)}"
     yield from circuit_figures.figures_of_circuits(runs)
     yield from circuit_figures.figures_of_devices(arms)
 
@@ -93,17 +93,17 @@ def name_rows(ax, names):
 def forest_figure(rows):
     """Paired differences of final accuracy, the primary one on top."""
     first = "primary: " if any(row["part"] == "primary" for row in rows) else ""
-    rows = sorted(rows, key=lambda row: row["part"])
+    total, rows = len(rows), sorted(rows, key=lambda row: row["part"])[:MOST_ROWS]
     names = [with_n(f"{first * (r['part'] == 'primary')}{r['arm']} - {r['base']}", r["n"]) for r in rows]
     figure = rows_figure(names, 1.6)
     plot_differences(figure.subplots(), rows, names)
     note = "Point: mean. Bar: Student's 95% interval"
     if any(row["alpha"] < 0.05 for row in rows):
         note += ", simultaneous for all rows that are corrected together"
-    add_note(
-        figure,
-        f"{note}; one seed has none, at an edge it goes on. Grey: the margin, ±{100 * rows[0]['margin']:g} points.",
-    )
+    note += f"; one seed has none, at an edge it goes on. Grey: the margin, ±{100 * rows[0]['margin']:g} points."
+    if total > len(rows):
+        note += f" The first {len(rows)} of {total} comparisons."
+    add_note(figure, note)
     return figure
 
 
@@ -140,7 +140,7 @@ def differences_figure(arms, rows):
         if index + columns < len(shown):
             ax.set_xlabel("")
         ax.tick_params(labelbottom=index + columns >= len(shown))
-    reach = min(100, max(5, 200 * shown[0]["margin"], 1.5 * reach))
+    reach = min(100, max(5, 200 * shown[0]["margin"], 2.5 * reach))
     axes[0, 0].set_ylim(-reach, reach)
     for ax in axes.flat[len(shown) :]:
         ax.remove()
@@ -209,7 +209,7 @@ def of_shared_seeds(arms):
     """(arms, text): the arms with the seeds that all of them have, or as they are where no seed is shared."""
     shared = set.intersection(*map(set, arms.values()))
     if not shared:
-        return arms, "of each arm, which no seed shares with all others"
+        return arms, "of each arm, not the same in all"
     same = all(arm.keys() == shared for arm in arms.values())
     alike = {name: {seed: arm[seed] for seed in sorted(shared)} for name, arm in arms.items()}
     return alike, "of each arm" if same else "that all arms have"

@@ -92,3 +92,6 @@ def test_both_curves_show_the_cosine_where_it_was_measured(finished_run, tmp_pat
     bare = [one | {"rows": [row | {"cosine": None} for row in one["rows"]]} for one in (run, base)]
     pair.save_curves_of_both(tmp_path / "c.png", *bare)
     assert [len(figure.axes) for figure in saved] == [3, 2] and len(saved[0].axes[2].get_lines()) == 2
+    for ax in saved[0].axes:  # a curve that covers another leaves it to be seen
+        lines = [line for line in ax.get_lines() if line.get_alpha() is None or line.get_alpha() == 1]
+        assert lines[0].get_linewidth() > 2 * lines[-1].get_linewidth()
