@@ -2,7 +2,8 @@
 
 A run folder gets its curves and attention maps, and is compared with the latest classical run of the same settings and
 seed beside it. A folder of runs, such as results/, is a study: its arms are compared seed by seed, in tables, figures
-and report.html; question.json in it says which comparison counts (report/study.py). Output goes to FOLDER/analysis/.
+and report.html; question.json in it says which comparison counts (report/study.py), without it runs of different
+models, data or sizes are sections of their own. A folder of such folders stands for each. Output: FOLDER/analysis/.
 """
 
 import os
@@ -36,17 +37,29 @@ def main(command):
     folders = [Path(name) for name in command.runs]
     folders = folders or [run_folder.most_recent(Path(os.path.expanduser(command.results_dir)))]
     analysed = 0
-    for folder in folders:
+    for folder in [folder for name in folders for folder in opened(name)]:
         try:
-            if folder.is_dir() and not any(folder.iterdir()):
-                raise ValueError("holds no run, `python train.py` makes one")
-            is_study = not (folder / "config.json").exists() and any(folder.glob("run_*/config.json"))
-            for path in analyze_study(folder) if is_study else analyze_run(folder):
+            is_run = (folder / "config.json").exists() or not folder.is_dir()
+            if not is_run and not holds_runs(folder):
+                raise ValueError("holds no run, and no folder of runs; `python train.py` makes one")
+            for path in analyze_run(folder) if is_run else analyze_study(folder):
                 print(f"  {path}")
             analysed += 1
         except (ValueError, OSError) as error:
             print(f"skipped {folder}: {one_line(error)}", file=sys.stderr)
     return 0 if analysed else 2
+
+
+def holds_runs(folder):
+    """Whether a folder is one of runs, and no run itself."""
+    return not (folder / "config.json").exists() and any(folder.glob("run_*/config.json"))
+
+
+def opened(folder):
+    """[folder], or, where that is no run and holds none, the folders in it that do, if any."""
+    if not folder.is_dir() or (folder / "config.json").exists() or holds_runs(folder):
+        return [folder]
+    return sorted(filter(holds_runs, folder.iterdir())) or [folder]
 
 
 def analyze_run(folder):
@@ -84,23 +97,33 @@ def compare_run(run, out):
 
 
 def analyze_study(folder):
-    """Save figures, report.html, report.md and comparisons.json of a study in FOLDER/analysis/, and return their paths.
+    """Save figures, report.html, report.md and comparisons.json of a folder of runs in FOLDER/analysis/, and return
+    their paths; figures of all sections but the first in a folder of their own in there.
 
     Prints the tables of results and what they show. Raises ValueError if the folder holds no finished run.
     """
     from report import page, study, study_figures  # slow to import: scipy, statsmodels and qiskit
 
-    found = study.read_study(folder)
-    out = folder / "analysis"
-    out.mkdir(exist_ok=True)
-    figures = study_figures.save_study_figures(out, found)
-    content = page.report_content(found, figures)
-    reports = page.write_report(out, content)
-    write_json(out / "comparisons.json", study.summary(found))
+    studies, out = study.read_studies(folder), folder / "analysis"
+    paths, contents = [], []
+    for number, (found, heading) in enumerate(zip(studies, study.headings(studies), strict=True), 1):
+        print(f"\n{folder}: {heading}, {len(found['runs'])} run{'s' * (len(found['runs']) > 1)}")
+        place = out if number == 1 else out / f"section_{number}"
+        place.mkdir(parents=True, exist_ok=True)
+        figures = study_figures.save_study_figures(place, found)
+        contents.append((heading, page.report_content(found, figures)))
+        paths += [path for path, _ in figures]
+        print_section(contents[-1][1])
+    summaries = [study.summary(found) for found in studies]
+    write_json(out / "comparisons.json", summaries[0] if len(summaries) == 1 else summaries)
+    return [*paths, *page.write_report(out, contents), out / "comparisons.json"]
+
+
+def print_section(content):
+    """Print the tables of results and the sentences of a report's section."""
     for table in content["results"]:
         print_table(*table)
     print("\n" + "\n".join(content["sentences"] + [f"- {sentence}" for sentence in content["others"]]))
-    return [path for path, _ in figures] + [*reports, out / "comparisons.json"]
 
 
 def print_table(title, header, rows):

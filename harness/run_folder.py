@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import config
+from update_rules import RULES
 
 try:
     import fcntl
@@ -125,6 +126,8 @@ def read(folder):
             lacking = sorted(needed[name] - set(run[key] if isinstance(run[key], dict) else ()))
             raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
     run["settings"] = LATER_SETTINGS | run["settings"]
+    if str(rule := run["settings"]["update_rule"]) not in RULES:
+        raise ValueError(f"UPDATE_RULE = {rule!r}: there is no such rule, there are {', '.join(RULES)}")
     run["rows"] = read_metrics(folder / "metrics.csv")
     if run["statistics"]["status"] == "running":  # or killed, before it could sum up
         try:

@@ -11,9 +11,36 @@ MAX_TOKENS = 24  # longer sentences are cut, for the labels of the axes to stay 
 
 
 def save_attention_maps(path, run):
-    """Save the attention maps of the sample sentences as a figure, and return the path.
+    """Save the attention maps of the sample sentences as a figure, and return the path; raises as maps_of_run does."""
+    return save_maps(path, maps_of_run(run), title_of(run))
 
-    A row per sentence: before training, after training, difference, of the first selected layer, averaged over heads.
+
+def save_attention_of_several(out, runs):
+    """Save attention_RULE.png of runs of different rules in the folder out, whose differences share one colour scale.
+
+    Returns a list of (path, run); a run without maps is left out with a line.
+    """
+    found, saved = [], []
+    for run in runs:
+        name = f"attention_{run['settings']['update_rule']}"
+        try:
+            found.append((out / f"{name}.png", run, maps_of_run(run)))
+        except (ValueError, OSError) as error:
+            print(f"  no {name}: {one_line(error)}")
+    largest = max((largest_difference(columns) for _, _, columns in found), default=0)
+    for path, run, columns in found:
+        saved.append((save_maps(path, columns, title_of(run), largest), run))
+    return saved
+
+
+def title_of(run):
+    """The title of a run's attention maps."""
+    return f"Attention of layer {first_selected_layer(run)}, mean over heads. {caption(run)}"
+
+
+def maps_of_run(run):
+    """Columns of save_maps for one run: before training, after training, difference, of the first selected layer.
+
     The model from before training is taken from the disk alone; if it is not there, only the maps after training are
     shown. Raises ValueError if there are no sentences or no saved model, ValueError or OSError if it cannot be loaded.
     """
@@ -23,13 +50,13 @@ def save_attention_maps(path, run):
     if not (run["folder"] / "model").is_dir():
         raise ValueError("the run saved no model")
     layer = first_selected_layer(run)
-    shown = {"after training": attention_maps(run["folder"] / "model", sentences, layer)}
+    after = attention_maps(run["folder"] / "model", sentences, layer)
     try:
         before = attention_maps(source.get("path") or source["id"], sentences, layer, source.get("revision"))
-        shown = {"before training": before, **shown, "after - before": None}
     except (ValueError, OSError) as error:
         print(f"  attention after training only, the start is not available: {one_line(error)[:150]}")
-    return save_maps(path, shown, f"Attention of layer {layer}, mean over heads. {caption(run)}")
+        return {"after training": after}
+    return {"before training": before, "after training": after, "after - before": None}
 
 
 def save_attention_of_both(path, run, base):
@@ -46,13 +73,20 @@ def save_attention_of_both(path, run, base):
     return save_maps(path, {**maps, f"{name} - {base_name}": None}, text)
 
 
-def save_maps(path, columns, title):
+def largest_difference(columns):
+    """The largest absolute difference between two columns of maps, as save_maps takes them; 0 for a single one."""
+    *maps, _ = columns.values()
+    return max((np.abs(two - one).max() for (_, one), (_, two) in zip(*maps, strict=True)), default=0) if maps else 0
+
+
+def save_maps(path, columns, title, largest=None):
     """Save attention maps as a figure, a row per sentence, and return the path.
 
     columns: dict of title -> list of (tokens, weights), one or two of them, which share their colour scale; a third,
-    whose value is None, is the second minus the first.
+    whose value is None, is the second minus the first. largest: end of the differences' scale; None is their own.
     """
     *maps, _ = columns.values() if len(columns) > 1 else [*columns.values(), None]
+    reach = max(largest_difference(columns) if largest is None else largest, 1e-9)
     side = max(3.2, 0.28 * max(len(tokens) for tokens, _ in maps[0]) + 1.2)
     figure = new_figure(side * len(columns) + 1.6, side * len(maps[0]) + 0.5)
     grid = figure.subplots(len(maps[0]), len(columns), squeeze=False)
@@ -61,9 +95,7 @@ def save_maps(path, columns, title):
         for ax, (_, weights) in zip(axes, found, strict=False):
             plot_attention(ax, tokens, weights, (0, top), WEIGHT_COLOURS)
         if len(columns) > 1:
-            difference = found[1][1] - found[0][1]
-            largest = max(np.abs(difference).max(), 1e-9)
-            plot_attention(axes[2], tokens, difference, (-largest, largest), DIFFERENCE_COLOURS)
+            plot_attention(axes[2], tokens, found[1][1] - found[0][1], (-reach, reach), DIFFERENCE_COLOURS)
         for ax, when in zip(axes, columns, strict=True):
             ax.set_title(when, fontsize=9)
         for ax in axes[len(found) - 1 :]:

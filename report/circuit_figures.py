@@ -8,28 +8,77 @@ import itertools
 import numpy as np
 
 import quantum_circuits
-from report.figures import COLOURS, add_legend, add_note, new_figure
+from report import labels
+from report.figures import COLOURS, add_legend, add_note, new_figure, one_line, wrapped
 from report.statistics import spread
-from report.study import final, settings_of
+from report.study import final, rule_of, settings_of
 from update_rules import RULES
 
+MOST_PANELS = 4  # of circuits
+OF_DEVICES = {"backend", "device_groups", "device_selection", "device_noise", "mitigation"}
+OF_DEVICES |= {"dynamical_decoupling", "twirling"}
 
-def response_figure(settings):
-    """The response of every circuit at the settings of a run."""
-    n, angle, shots = settings["num_qubits"], settings["entangling_angle"], settings["shots"]
-    figure = new_figure(10, 3.2)
-    axes = figure.subplots(1, len(quantum_circuits.CIRCUITS), sharey=True, squeeze=False)[0]
-    for ax, name in zip(axes, quantum_circuits.CIRCUITS, strict=True):
-        plot_response(ax, quantum_circuits.build_ansatz(name, n, angle), shots, name)
-    axes[0].set_ylabel(f"decoded mean of qubit {min(1, n - 1)}")
-    add_legend(figure, axes[-1], 3, f"Bands: two standard deviations of the mean of {shots} shots.")
-    return figure, f"Response of each circuit, {n} qubits"
+
+def figures_of_circuits(runs):
+    """Yield (name, Figure, title) of what the circuits that these runs used do to a gradient; nothing if none did."""
+    circuits = used_circuits(runs)
+    if circuits:
+        yield "response", response_figure(circuits), "Response of the circuits in use"
+    drawn = [(f"{rule}: {text}", rule, ansatz) for text, (ansatz, found) in circuits.items() for rule in found["rules"]]
+    if drawn := [panel for panel in drawn if RULES[panel[1]].draws_shots][:MOST_PANELS]:
+        figure = new_figure(3.6 * len(drawn), 3.8)
+        for ax, (text, rule, ansatz) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+            plot_covariance(ax, covariance_of(ansatz, rule), text)
+        yield "covariance", figure, "Covariance of the measured gradient in one shot, every x = 0.6 and max |g| = 1"
+
+
+def used_circuits(runs):
+    """The circuits of runs, a dict of text -> (ansatz, found); found: rules (list) and shots (the most, None: exact).
+
+    One that cannot be built, by whatever its function raises, is left out with a line.
+    """
+    names, kept = ("circuit", "num_qubits", "entangling_angle"), {}
+    for run in runs:
+        settings, rule = run["settings"], run["settings"]["update_rule"]
+        if RULES[rule].measures:
+            found = kept.setdefault(tuple(settings[name] for name in names), {"rules": [], "shots": None})
+            found["rules"] += [rule] * (rule not in found["rules"])
+            if RULES[rule].draws_shots:
+                found["shots"] = max(found["shots"] or 0, settings["shots"])
+    differing = labels.varying([dict(zip(names, key, strict=True)) for key in kept])
+    circuits = {}
+    for key, found in kept.items():
+        extras = [labels.in_words(name, value) for name, value in zip(names, key, strict=True) if name in differing]
+        text = ", ".join([key[0], *(extra for extra in extras if not extra.endswith("circuit"))])
+        try:
+            circuits[text] = quantum_circuits.build_ansatz(*key), found
+        except Exception as error:  # a user's own circuit may raise anything
+            print(f"  no response of {text}: {one_line(error)}")
+    return circuits
+
+
+def response_figure(circuits):
+    """The response of each circuit, a panel each, at most four. circuits: as used_circuits returns them."""
+    shown = list(circuits.items())[:MOST_PANELS]
+    figure = new_figure(max(3 * len(shown), 5), 3.2)
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for ax, (text, (ansatz, found)) in zip(axes, shown, strict=True):
+        shots = found["shots"]
+        plot_response(ax, ansatz, shots, f"{text}\n{labels.in_words('shots', shots) if shots else 'exact'}")
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(max(low, -2), min(high, 2))
+    axes[0].set_ylabel("decoded mean of a qubit")
+    note = "Bands: two standard deviations of the mean of so many shots; those beyond ±2 go on."
+    if len(circuits) > len(shown):
+        note += f" The first {len(shown)} of {len(circuits)} circuits."
+    add_legend(figure, axes[-1], 3, note)
+    return figure
 
 
 def plot_response(ax, ansatz, shots, name):
     """Plot the decoded mean of one qubit against its encoded x, the other qubits at 0 and at x.
 
-    Bands: two standard deviations of the mean of `shots` measurements.
+    Bands: two standard deviations of the mean of `shots` measurements; None draws none.
     """
     n = ansatz.circuit.num_qubits
     shown = min(1, n - 1)  # not the first: in `chain` its neighbours disturb it least
@@ -40,25 +89,22 @@ def plot_response(ax, ansatz, shots, name):
         groups[:, shown] = xs
         probabilities = [quantum_circuits.outcome_probabilities(ansatz, group) for group in groups]
         means = (np.array(probabilities) @ quantum_circuits.minus_z(n) @ ansatz.inverse.T)[:, shown]
-        covariances = [decoded_covariance(ansatz, quantum_circuits.noise_covariance(p)) for p in probabilities]
-        deviations = np.sqrt([covariance[shown, shown] / shots for covariance in covariances])
-        ax.plot(xs, means, color=colour, label=label, ls=style)
-        ax.fill_between(xs, means - 2 * deviations, means + 2 * deviations, color=colour, alpha=0.15, lw=0)
+        ax.plot(xs, means, color=colour, label=label, ls=style, lw=1.5 if others else 3)
+        if shots:
+            covariances = [decoded_covariance(ansatz, quantum_circuits.noise_covariance(p)) for p in probabilities]
+            half = 2 * np.sqrt([covariance[shown, shown] / shots for covariance in covariances])
+            ax.fill_between(xs, means - half, means + half, color=colour, alpha=0.15, lw=0)
     ax.plot([-1, 1], [-1, 1], color="black", lw=0.8, label="unbiased")
-    ax.set(xlabel="encoded x", title=name)
+    ax.set_xlabel("encoded x")
+    ax.set_title(name, fontsize=9)
     return ax
 
 
-def covariance_figure(settings):
-    """The covariance of the measured gradient of one group under the rules quantum and independent."""
-    n, circuit = settings["num_qubits"], settings["circuit"]
-    ansatz = quantum_circuits.build_ansatz(circuit, n, settings["entangling_angle"])
+def covariance_of(ansatz, rule):
+    """The covariance of the measured gradient of one group in one shot under a rule, float64 (n, n): all x = 0.6."""
+    n = ansatz.circuit.num_qubits
     covariance = quantum_circuits.noise_covariance(quantum_circuits.outcome_probabilities(ansatz, np.full(n, 0.6)))
-    figure = new_figure(7.5, 3.8)
-    left, right = figure.subplots(1, 2)
-    plot_covariance(left, decoded_covariance(ansatz, covariance), "quantum")
-    plot_covariance(right, decoded_covariance(ansatz, np.diag(np.diag(covariance))), "independent")
-    return figure, f"Covariance of the measured gradient in one shot, {circuit}, every x = 0.6 and max |g| = 1"
+    return decoded_covariance(ansatz, np.diag(np.diag(covariance)) if rule == "independent" else covariance)
 
 
 def decoded_covariance(ansatz, covariance):
@@ -72,28 +118,41 @@ def decoded_covariance(ansatz, covariance):
 def plot_covariance(ax, covariance, title):
     """Plot a covariance matrix with its numbers; the colour scale spans twice the largest off-diagonal entry."""
     n = len(covariance)
-    covariance = np.round(covariance, 2) + 0.0  # without the sign of a zero
+    covariance = np.where(np.abs(covariance) < 1e-9 * np.abs(covariance).max(), 0, covariance)  # zero but for rounding
     top = max(2 * np.abs(covariance - np.diag(np.diag(covariance))).max(), 0.01)
     ax.imshow(covariance, cmap="PuOr", vmin=-top, vmax=top)
     for (row, column), value in np.ndenumerate(covariance):
         colour = "white" if abs(value) > 0.6 * top else "black"
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    ax.set(title=title, xlabel="qubit", ylabel="qubit", xticks=range(n), yticks=range(n))
+        ax.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=8, color=colour)
+    ax.set_title("\n".join(wrapped([title], 30)), fontsize=9)
+    ax.set(xlabel="qubit", ylabel="qubit", xticks=range(n), yticks=range(n))
     return ax
 
 
-def group_by_device(runs):
-    """Runs of the rule quantum by device, a dict of name -> {seed: run}.
+def figures_of_devices(arms):
+    """Yield (name, Figure, title) of the devices that arms of the rule quantum compare; nothing if there is one device,
+    or, with a line that says why, if one cannot be measured now."""
+    devices = group_by_device(arms)
+    if len(devices) > 1:
+        try:
+            yield "devices", device_figure(devices), "What the noise of a device does"
+        except (ValueError, OSError, ImportError) as error:
+            print(f"  no devices: {one_line(error)}")
+
+
+def group_by_device(arms):
+    """Arms of the rule quantum by device, a dict of name -> arm: of those that are alike in all else, the most.
 
     A name is BACKEND and, on lines of their own, whether its noise is off or its readout mitigated.
     """
-    devices = {}
-    for run in runs:
-        s = run["settings"]
-        if s["update_rule"] == "quantum":
+    groups = {}
+    for arm in arms.values():
+        if rule_of(arm) == "quantum":
+            s = settings_of(arm)
             extras = ["no noise"] * (s["device_noise"] == "off") + ["mitigated"] * (s["mitigation"] == "readout")
-            devices.setdefault("\n".join([s["backend"], *extras]), {})[s["seed"]] = run
-    return devices
+            rest = {n: v for n, v in labels.used_settings(s).items() if n not in OF_DEVICES}
+            groups.setdefault(str(rest), {})["\n".join([s["backend"], *extras])] = arm
+    return max(groups.values(), key=len, default={})
 
 
 def device_figure(arms):

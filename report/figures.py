@@ -9,13 +9,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from harness.files import write_atomically
-from harness.run_folder import STAGES
+from report.labels import in_words
 from update_rules import RULES
 
 # Okabe & Ito's colours, distinguishable by the colour-blind; a rule's own colour is in update_rules.RULES.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-STAGE_COLOURS = dict(zip(STAGES, ("#56B4E9", "#E69F00", "#0072B2", "#999999"), strict=True))
 BATCH_COLOUR = "#BBBBBB"
+
+IN_TASK = ("model_name", "dataset_name", "dataset_config", "train_size")  # settings that `task` names
 
 
 def task(run):
@@ -32,7 +33,8 @@ def task(run):
 
 
 def caption(run):
-    """The task of a run and its update rule, with the circuits if the rule measures any: for every figure of a run."""
+    """The task of a run and its update rule, with the circuits if the rule measures any, and the optimizer that they
+    feed: for every figure of a run."""
     settings = run["settings"]
     rule, details = RULES[settings["update_rule"]], []
     if rule.measures:
@@ -40,12 +42,15 @@ def caption(run):
     if rule.draws_shots:
         spent = " on average, optimally allocated" if settings["shot_allocation"] == "optimal" else ""
         details.append(f"{settings['shots']} shots{spent}")
+    if rule.stepped_by == "quantum":
+        details.append(in_words("quantum_optimizer", settings["quantum_optimizer"]))
     return f"{task(run)}, {settings['update_rule']}" + (f" ({', '.join(details)})" if details else "")
 
 
 def study_caption(runs):
     """The tasks of several runs, each once: for every figure of a study."""
-    return " | ".join(dict.fromkeys(task(run) for run in runs))
+    # By settings, not by text: of the same task some runs may stand in for another, and say so.
+    return " | ".join({str([run["settings"][name] for name in IN_TASK]): task(run) for run in runs}.values())
 
 
 def literal(text):
@@ -72,9 +77,11 @@ def add_legend(figure, ax, columns, note=None):
     """Put the legend of ax below the whole figure, which grows by its rows; over it a note, as add_note does."""
     handles, names = ax.get_legend_handles_labels()
     columns = columns if max(map(len, names), default=0) <= 44 else 1  # two long ones side by side would be cut off
-    figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(names) // columns))
     names = [textwrap.fill(literal(name), int(13 * figure.get_figwidth())) for name in names]
-    figure.legend(
+    note = note and textwrap.fill(note, int(15 * figure.get_figwidth()))
+    lines = sum(name.count("\n") + 1 for name in names)
+    figure.set_figheight(figure.get_figheight() + 0.2 * -(-lines // columns) + 0.15 * (note or "").count("\n"))
+    legend = figure.legend(
         handles,
         names,
         loc="outside lower center",
@@ -84,6 +91,7 @@ def add_legend(figure, ax, columns, note=None):
         title=note,
         title_fontsize=8,
     )
+    legend.get_title().set_multialignment("center")
 
 
 def add_note(figure, text):
@@ -118,35 +126,42 @@ def save_curves(path, run):
     """
     if not run["rows"]:
         raise ValueError("metrics.csv has no rows")
-    colour, steps = RULES[run["settings"]["update_rule"]].colour, [r for r in run["rows"] if r["cosine"] is not None]
-    figure = new_figure(12 if steps else 9, 3.8)
-    axes = figure.subplots(1, 3 if steps else 2)
+    colour, measured = RULES[run["settings"]["update_rule"]].colour, any(r["cosine"] is not None for r in run["rows"])
+    figure = new_figure(12 if measured else 9, 3.8)
+    axes = figure.subplots(1, 3 if measured else 2)
     for ax, quantity in zip(axes, ("loss", "accuracy"), strict=False):
         plot_curve(ax, run["rows"], quantity, colour)
-    if steps:
-        axes[2].plot([row["step"] for row in steps], [row["cosine"] for row in steps], color=colour, lw=1.2)
-        axes[2].set(xlabel="step", ylabel="cosine of update and gradient", ylim=(min(0, *axes[2].get_ylim()), 1.02))
-        axes[2].grid(alpha=0.3)
+    if measured:
+        plot_cosine(axes[2], run["rows"], colour)
     add_legend(figure, axes[0], 2)
     add_title(figure, caption(run))
     return save_figure(figure, path)
 
 
-def plot_curve(ax, rows, quantity, colour, name="", batch_colour=BATCH_COLOUR):
+def plot_curve(ax, rows, quantity, colour, name="", batch_colour=BATCH_COLOUR, width=1.5):
     """Plot "loss" or "accuracy" over steps: training batches, thin, and evaluation set, in the colour given.
 
-    rows: of metrics.csv, dicts. name: of the run, for the legend where there are several.
+    rows: of metrics.csv, dicts. name: of the run, for the legend where there are several. width: of the line, points.
     """
     steps = [row for row in rows if row["loss"] is not None]
     evaluated = [row for row in rows if row[f"eval_{quantity}"] is not None]
     batches = [row["step"] for row in steps], [row[quantity] for row in steps]
     prefix = f"{name}, " if name else ""
-    ax.plot(*batches, color=batch_colour, lw=0.9, alpha=0.5 if name else 1, label=f"{prefix}training batch")
+    ax.plot(*batches, color=batch_colour, lw=0.6 * width, alpha=0.5 if name else 1, label=f"{prefix}training batch")
     points = [row["step"] for row in evaluated], [row[f"eval_{quantity}"] for row in evaluated]
-    size = 5 if len(evaluated) < 20 else 3
-    ax.plot(*points, color=colour, marker="o", ms=size, label=f"{prefix}evaluation set")
+    size = (3 if len(evaluated) < 20 else 1) + 1.5 * width
+    ax.plot(*points, color=colour, lw=width, marker="o", ms=size, label=f"{prefix}evaluation set")
     ax.set(xlabel="step", ylabel=quantity)
     if quantity == "accuracy":
         ax.set_ylim(0, 1.02)
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def plot_cosine(ax, rows, colour, width=1.2):
+    """Plot the cosine of the selected weights' update and gradient over steps. rows: of metrics.csv, dicts."""
+    steps = [row for row in rows if row["cosine"] is not None]
+    ax.plot([row["step"] for row in steps], [row["cosine"] for row in steps], color=colour, lw=width)
+    ax.set(xlabel="step", ylabel="cosine of update and gradient", ylim=(min(0, *ax.get_ylim()), 1.02))
     ax.grid(alpha=0.3)
     return ax

@@ -54,6 +54,38 @@ WORDS = {
     "max_gradient_norm": "norm up to {}",
 }
 
+# Setting -> what it is, for titles and axes; without a name here it is its own, spaced.
+NAMES = {
+    "quantum_optimizer": "optimizer of the measured gradient",
+    "quantum_learning_rate": "SGD rate on the measured gradient",
+    "quantum_schedule": "schedule of that SGD rate",
+    "num_qubits": "number of qubits",
+    "shots": "number of shots",
+    "shot_allocation": "allocation of the shots",
+    "entangling_angle": "entangling angle in radians",
+    "normalization": "scale of the encoding",
+    "backend": "device",
+    "device_selection": "choice of the measured groups",
+    "device_noise": "noise of the device",
+    "mitigation": "mitigation of readout errors",
+    "model_name": "model",
+    "dataset_name": "data",
+    "dataset_config": "configuration of the data",
+    "train_size": "number of training sentences",
+    "eval_size": "number of evaluated sentences",
+    "max_length": "longest sentence",
+    "num_epochs": "number of epochs",
+    "batch_size": "size of the batches",
+    "accumulation_steps": "batches per step",
+    "max_gradient_norm": "largest norm of the gradient",
+    "autocast": "precision",
+}
+
+
+def name_in_words(name):
+    """What a setting is, as text."""
+    return NAMES.get(name, name.replace("_", " "))
+
 
 def in_words(name, value):
     """A setting and its value as text; one that has no words here by its name."""
@@ -66,7 +98,9 @@ def in_words(name, value):
 def used_settings(settings):
     """The settings that a run's result depends on under its rule, without the seed, a dict."""
     used = config.settings_that_affect_result(settings)
-    return {name: value for name, value in used.items() if name != "seed"}
+    # Older runs on the embedded sentences kept the configuration of the data that these stood in for.
+    ignored = {"seed", "dataset_config"} if used["dataset_name"] == "embedded" else {"seed"}
+    return {name: value for name, value in used.items() if name not in ignored}
 
 
 def varying(settings):

@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 
 import jinja2
+import numpy as np
 
 from harness import run_folder
 from harness.files import write_text
 from report.figures import study_caption
 from report.statistics import SMALLEST_N, spread
 from report.study import compared, final
-from report.words import headroom_in_words
+from report.words import clipped, headroom_in_words
 
 JUDGED = (
     "Intervals are Student's, over seeds: they say nothing about other sentences than those evaluated. The verdict is "
@@ -25,16 +26,24 @@ JUDGED = (
     "Holm's tests can find what they do not. A planned number of seeds aims at a power of 80%."
 )
 
+MOST_UNSAID = 3  # sentences that say no more than that seeds are too few
+
 
 def report_content(study, figures):
-    """What the report says, a dict: title, caption, sentences (head), others (sentences), note, results and records
-    (tables), figures. study: as study.read_study returns it. figures: list of (path, caption).
+    """What the report says of one study, a dict: title, caption, sentences (head), others (sentences), note, results
+    and records (tables), figures. study: as study.read_study returns it. figures: list of (path, caption).
+
+    Comparisons of few seeds that are undecided stand in the table alone where they are many.
     """
     question, runs, rows = study["question"], study["runs"], study["comparisons"]
     head = [f"Expected before the runs: {question['prediction']}"] if "prediction" in question else []
     head += [f"Primary comparison: {row['conclusion']}" for row in rows if row["part"] == "primary"]
     head += headroom_in_words(study["headroom"])
     others = [row["conclusion"] for row in rows if row["part"] != "primary"]
+    unsaid = [row["conclusion"] for row in rows if row["part"] != "primary" and says_little(row)]
+    if len(unsaid) > MOST_UNSAID:
+        others = [sentence for sentence in others if sentence not in unsaid]
+        others.append(f"{len(unsaid)} comparisons of fewer than {SMALLEST_N} seeds are undecided, see the table.")
     others += [f"{text}: no runs to compare yet." for text in study["missing"]]
     family = [f"{row['arm']} against {row['base']}" for row in rows if row["family"] == "secondary"]
     named = f"The Holm family, {len(family)} comparisons: {'; '.join(family)}." if family else "No Holm family."
@@ -46,11 +55,16 @@ def report_content(study, figures):
         "caption": study_caption(runs),
         "sentences": head,
         "others": others,
-        "note": JUDGED.format(family=named, least=SMALLEST_N),
+        "note": JUDGED.format(family=named, least=SMALLEST_N) if rows else "",
         "results": [table for table in results if table[2]],
         "figures": figures,
-        "records": [settings_table(runs), versions_table(runs), runs_table(runs)],
+        "records": [settings_table(runs), seconds_table(study["arms"]), versions_table(runs), runs_table(runs)],
     }
+
+
+def says_little(row):
+    """Whether a comparison is undecided for want of seeds."""
+    return row["verdict"] == "undecided" and row["n"] < SMALLEST_N
 
 
 def accuracy_table(arms):
@@ -59,8 +73,7 @@ def accuracy_table(arms):
     for label, arm in arms.items():
         mean, deviation, interval = spread([final(run, "accuracy") for run in arm.values()])
         loss, loss_deviation, _ = spread([final(run, "loss") for run in arm.values()])
-        interval = interval and [min(max(end, 0.0), 1.0) for end in interval]  # Student's knows no bounds
-        cells = [label, len(arm), f"{mean:.4f}", number(deviation, ".4f"), bounds(interval, ".4f")]
+        cells = [label, len(arm), f"{mean:.4f}", number(deviation, ".4f"), bounds(clipped(interval, 0, 1), ".4f")]
         rows.append([*cells, f"{loss:.4f}", number(loss_deviation, ".4f")])
     return "Final accuracy and loss", ["arm", "n", "accuracy", "sd", "95% interval", "loss", "sd"], rows
 
@@ -69,7 +82,7 @@ def comparison_table(comparisons):
     """The paired differences of final accuracy, points, and the tests of them."""
     rows = []
     for row in comparisons:
-        interval = row["interval"] and [100 * end for end in row["interval"]]
+        interval = row["interval"] and [100 * end for end in clipped(row["interval"])]
         cells = [
             row["family"],
             row["arm"],
@@ -79,8 +92,8 @@ def comparison_table(comparisons):
             bounds(interval, "+.2f"),
         ]
         tests = [number(row[f"{name}_adjusted"], ".3f") for name in ("p", "p_flip", "p_equal")]
-        shown = row["smallest_effect"] and 100 * row["smallest_effect"]
-        rows.append([*cells, *tests, number(shown, ".2f"), row["seeds"] or "-", row["verdict"]])
+        shown = "> 100" if (row["smallest_effect"] or 0) > 1 else number(row["smallest_effect"], ".2%").rstrip("%")
+        rows.append([*cells, *tests, shown, row["seeds"] or "-", row["verdict"]])
     header = ["family", "arm", "minus", "n", "difference", "95% interval", "p", "p (sign flips)", "p (not equivalent)"]
     return "Paired differences of accuracy, points", [*header, "could show", "n to decide", "verdict"], rows
 
@@ -103,6 +116,18 @@ def settings_table(runs):
         if name not in ("results_dir", "sample_sentences") and all(run["settings"][name] == value for run in runs):
             rows.append([name, json.dumps(value)])
     return "Settings all runs share", ["setting", "value"], rows
+
+
+def seconds_table(arms):
+    """The mean seconds per step of each arm by stage, and its circuits per step."""
+    rows = []
+    for label, arm in arms.items():
+        found = [run["statistics"] for run in arm.values()]
+        seconds = [np.mean([s[f"seconds_{stage}"] / s["steps"] for s in found]) for stage in run_folder.STAGES]
+        circuits = np.mean([s["circuits"] / s["steps"] for s in found])
+        rows.append([label, *(f"{value:.3f}" for value in [*seconds, sum(seconds)]), f"{circuits:,.0f}"])
+    header = ["arm", *run_folder.STAGES, "together", "circuits per step"]
+    return "Seconds per step, whatever else the machine did meanwhile", header, rows
 
 
 def versions_table(runs):
@@ -133,11 +158,14 @@ def bounds(interval, form):
     return "-" if interval is None else " to ".join(format(end, form) for end in interval)
 
 
-def write_report(out, content):
+def write_report(out, contents):
     """Write report.html, self-contained, and report.md, which shows the figures beside it, and return their paths.
 
-    out: a folder. content: as report_content returns it. Everything in the HTML is escaped.
+    out: a folder. contents: list of (heading, content), a section each, as study.headings and report_content return
+    them; a single one needs no heading. Everything in the HTML is escaped.
     """
+    sections = [{"heading": heading, **content} for heading, content in contents]
+    title = sections[0]["title"] if len(sections) == 1 else f"Runs of {len(sections)} tasks, each compared by itself"
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=lambda name: name.endswith(".html.jinja"),
@@ -146,8 +174,10 @@ def write_report(out, content):
         lstrip_blocks=True,
     )
     templates.filters["base64"] = lambda path: base64.b64encode(path.read_bytes()).decode()
+    templates.filters["beside"] = lambda path: path.relative_to(out).as_posix()
     paths = []
     for name in ("report.html", "report.md"):
         paths.append(out / name)
-        write_text(paths[-1], templates.get_template(f"{name}.jinja").render(content).rstrip() + "\n")
+        text = templates.get_template(f"{name}.jinja").render(title=title, sections=sections)
+        write_text(paths[-1], text.rstrip() + "\n")
     return paths

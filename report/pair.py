@@ -5,7 +5,7 @@ import shlex
 
 import config
 from harness import run_folder
-from report.figures import add_legend, add_title, new_figure, plot_curve, save_figure, task
+from report.figures import add_legend, add_title, new_figure, plot_cosine, plot_curve, save_figure, task
 from report.study import compare, judge
 from report.words import conclusion
 from update_rules import RULES
@@ -83,14 +83,19 @@ def ordered(run, partner):
 
 
 def save_curves_of_both(path, run, partner):
-    """Save loss and accuracy of both runs over steps, overlaid, as a figure, and return the path."""
-    figure = new_figure(10, 4)
-    axes = figure.subplots(1, 2)
-    for ax, quantity in zip(axes, ("loss", "accuracy"), strict=True):
-        for one in ordered(run, partner):
-            rule = one["settings"]["update_rule"]
-            plot_curve(ax, one["rows"], quantity, RULES[rule].colour, rule, RULES[rule].colour)
+    """Save loss, accuracy and, where it was measured, cosine of both runs over steps, overlaid, as a figure, and return
+    the path."""
+    runs = ordered(run, partner)
+    cosines = any(row["cosine"] is not None for one in runs for row in one["rows"])
+    figure = new_figure(13 if cosines else 10, 4)
+    axes = figure.subplots(1, 3 if cosines else 2)
+    for one, width in zip(runs, (4, 1.5), strict=True):  # the first is seen where the second covers it
+        rule = one["settings"]["update_rule"]
+        for ax, quantity in zip(axes, ("loss", "accuracy"), strict=False):
+            plot_curve(ax, one["rows"], quantity, RULES[rule].colour, rule, RULES[rule].colour, width)
+        if cosines:
+            plot_cosine(axes[2], one["rows"], RULES[rule].colour, width)
     add_legend(figure, axes[0], 2)
-    rules = " and ".join(one["settings"]["update_rule"] for one in ordered(run, partner))
+    rules = " and ".join(one["settings"]["update_rule"] for one in runs)
     add_title(figure, f"{rules}, seed {run['settings']['seed']}. {task(run)}")
     return save_figure(figure, path)

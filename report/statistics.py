@@ -40,24 +40,31 @@ def paired(differences, margin=EQUIVALENCE_MARGIN, resolution=0.0):
 
     Source: D. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 657 (1987), for the one-sided tests.
     """
-    n = len(differences)
-    mean, deviation, _ = spread(differences)
+    scatter = mean_and_scatter(differences, resolution)
+    n, mean, deviation = scatter.values()
     if n < 2:
-        return {"n": n, "mean": mean, **dict.fromkeys(("deviation", "p", "p_flip", "p_equal"))}
-    deviation = max(deviation, resolution, 1e-12)
+        return scatter | dict.fromkeys(("p", "p_flip", "p_equal"))
     error = deviation / np.sqrt(n)
-    return {
-        "n": n,
-        "mean": mean,
-        "deviation": deviation,
+    return scatter | {
         "p": float(2 * stats.t.sf(abs(mean) / error, n - 1)),
         "p_flip": sign_flip_p(differences),
         "p_equal": float(stats.t.sf((margin - abs(mean)) / error, n - 1)),
     }
 
 
+def mean_and_scatter(differences, resolution):
+    """n, mean and deviation of paired differences, see `paired`, a dict."""
+    mean, deviation, _ = spread(differences)
+    return {
+        "n": len(differences),
+        "mean": mean,
+        "deviation": None if deviation is None else max(deviation, resolution, 1e-12),
+    }
+
+
 def student_interval(result, alpha):
-    """Student's interval (low, high) of the mean at level 1 - alpha from what `paired` returned; None for n = 1."""
+    """Student's interval (low, high) of the mean at level 1 - alpha from what `paired` or `mean_and_scatter` returned;
+    None for n = 1."""
     if result["n"] < 2:
         return None
     error = result["deviation"] / np.sqrt(result["n"])

@@ -11,6 +11,7 @@ import sys
 import config
 from harness import run_folder
 from report import labels
+from report.figures import IN_TASK, study_caption
 from report.statistics import (
     ALPHA,
     EQUIVALENCE_MARGIN,
@@ -27,11 +28,42 @@ from report.statistics import (
 from report.words import conclusion, listed
 from update_rules import RULES
 
+# Settings that runs must share for a comparison to mean something: the model, the data, and how much of them is seen.
+TASK = ("model_name", "model_revision", "num_labels", "dataset_name", "dataset_config", "dataset_revision")
+TASK += ("text_columns", "label_column", "train_size", "eval_size", "max_length", "num_epochs")
+
 
 def read_study(folder):
     """The study of a folder of runs, see analyse. Raises ValueError if no finished run is there, or question.json is of
     no use."""
     return analyse(read_runs(folder), read_question(folder / "question.json"))
+
+
+def read_studies(folder):
+    """The studies in a folder of runs, a list: one where question.json says what is compared, else one for each task,
+    the largest first. Raises as read_study does."""
+    if (folder / "question.json").exists():
+        return [read_study(folder)]
+    tasks = {}
+    for run in read_runs(folder):
+        tasks.setdefault(str(task_settings(run)), []).append(run)
+    return [analyse(runs, {}) for runs in sorted(tasks.values(), key=len, reverse=True)]
+
+
+def task_settings(run):
+    """Those settings of a run that say what its task is, a dict."""
+    used = labels.used_settings(run["settings"])
+    return {name: used[name] for name in TASK if name in used}
+
+
+def headings(studies):
+    """A text for each study of a folder: its task, with what else of it differs between them."""
+    tasks = [task_settings(study["runs"][0]) for study in studies]
+    rest = [name for name in labels.varying(tasks) if name not in IN_TASK]
+    return [
+        ", ".join([study_caption(study["runs"]), *(labels.in_words(name, task[name]) for name in rest if name in task)])
+        for study, task in zip(studies, tasks, strict=True)
+    ]
 
 
 def analyse(runs, question):
@@ -171,7 +203,7 @@ def compared(arms):
     """What a study compares, as text: its rules, and the settings that differ between its arms."""
     names = labels.varying([labels.used_settings(settings_of(arm)) for arm in arms.values()])
     rules = listed(list(dict.fromkeys(map(rule_of, arms.values()))))
-    return f"{rules} by {listed([name.replace('_', ' ') for name in names])}" if names else rules
+    return f"{rules} by {listed(list(map(labels.name_in_words, names)))}" if names else rules
 
 
 def settings_of(arm):

@@ -4,25 +4,15 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from report import circuit_figures, labels
-from report.attention import save_attention_maps
-from report.figures import (
-    STAGE_COLOURS,
-    add_legend,
-    add_note,
-    add_title,
-    new_figure,
-    save_figure,
-    save_or_explain,
-    study_caption,
-    wrapped,
-)
-from report.statistics import spread
+from report.attention import save_attention_of_several
+from report.figures import add_legend, add_note, add_title, new_figure, save_figure, study_caption, wrapped
+from report.statistics import mean_and_scatter, spread, student_interval
 from report.study import compared, final, rule_of, settings_of
 from report.words import with_n
 from update_rules import RULES
 
 LINE_STYLES = ("-", "--", "-.", ":")
-MOST_PANELS = 12  # of differences over training
+MOST_PANELS, MOST_ROWS = 12, 40  # comparisons shown over training, and at its end
 MARGIN_COLOUR = "#DDDDDD"
 
 
@@ -32,16 +22,21 @@ def save_study_figures(out, study):
     for name, figure, text in study_figures(study):
         add_title(figure, text)
         saved.append((save_figure(figure, out / f"{name}.png"), f"{text}. {task}."))
-    for rule in RULES:
-        kept = [r for r in study["runs"] if r["settings"]["update_rule"] == rule and (r["folder"] / "model").is_dir()]
-        for run in kept[:1]:
-            text = f"Attention before and after training and their difference, {rule}, seed {run['settings']['seed']}."
-            saved += [(p, text) for p in save_or_explain(save_attention_maps, out / f"attention_{rule}.png", run)]
+    first = {}
+    for run in study["runs"]:
+        if (run["folder"] / "model").is_dir():
+            first.setdefault(run["settings"]["update_rule"], run)
+    for path, run in save_attention_of_several(out, [first[rule] for rule in RULES if rule in first]):
+        rule, seed = run["settings"]["update_rule"], run["settings"]["seed"]
+        saved.append((path, f"Attention before and after training and their difference, {rule}, seed {seed}."))
     return saved
 
 
 def study_figures(study):
-    """Yield (name, Figure, title) of every figure that the runs of a study have data for, attention maps aside."""
+    """Yield (name, Figure, title) of every figure that the runs of a study have data for, attention maps aside.
+
+    Figures that measure circuits or devices anew are left out, with a line that says why, where that fails.
+    """
     runs, arms, rows = study["runs"], study["arms"], study["comparisons"]
     everyone = compared(arms)
     if rows:
@@ -61,34 +56,25 @@ def study_figures(study):
         plot_recovered(figure.subplots(), bounded, names)
         add_note(figure, "Bar: Fieller's 95% interval. Dashed: none of it, and all of it.")
         yield "recovered_fraction", figure, "Part of the headroom recovered, (rule - frozen) / (classical - frozen)"
+    alike, seeds = of_shared_seeds(arms)
     for name, column, label, text in (
         ("learning_curves", "eval_accuracy", "accuracy", f"Accuracy on the evaluation set: {everyone}"),
         ("cosine", "cosine", "cosine", f"Cosine of the selected weights' update and gradient: {everyone}"),
     ):
         figure = new_figure(8, 3.6)
-        ax = plot_over_steps(figure.subplots(), arms, column, label)
-        add_legend(figure, ax, 2, "Lines: means over the n seeds of each arm.")
+        ax = plot_over_steps(figure.subplots(), alike, column, label)
+        add_legend(
+            figure, ax, 2, f"Lines: means over the n seeds {seeds}. Where lines coincide the first is the widest."
+        )
         yield name, figure, text
     for name in swept(arms):
         figure = new_figure(7, 3.6)
         ax = plot_sweep(figure.subplots(), arms, name)
-        add_legend(
-            figure, ax, 2, "Bars: Student's 95% interval over the seeds. Without points: does not use the setting."
-        )
-        yield f"accuracy_by_{name}", figure, f"Final accuracy by {name.replace('_', ' ')}: {everyone}"
-    devices = circuit_figures.group_by_device(runs)
-    if len(devices) > 1:
-        yield "devices", circuit_figures.device_figure(devices), "What the noise of a device does"
-    if all(run["environment"].get("timed_alone") for run in runs):
-        figure = rows_figure(arms)
-        ax = plot_cost(figure.subplots(), arms)
-        add_legend(
-            figure, ax, 4, "Means over the steps of all seeds, runs timed alone; beside the bars circuits per step."
-        )
-        yield "cost", figure, f"Seconds per step and where they go: {everyone}"
-    for run in [run for run in runs if RULES[run["settings"]["update_rule"]].measures][:1]:
-        yield "response", *circuit_figures.response_figure(run["settings"])
-        yield "covariance", *circuit_figures.covariance_figure(run["settings"])
+        note = "Bars: Student's 95% interval over the seeds. Without points: does not use the setting."
+        add_legend(figure, ax, 2, note)
+        yield f"accuracy_by_{name}", figure, f"Final accuracy by {labels.name_in_words(name)}"
+    yield from circuit_figures.figures_of_circuits(runs)
+    yield from circuit_figures.figures_of_devices(arms)
 
 
 def rows_figure(names, extra=1.2):
@@ -107,17 +93,17 @@ def name_rows(ax, names):
 def forest_figure(rows):
     """Paired differences of final accuracy, the primary one on top."""
     first = "primary: " if any(row["part"] == "primary" for row in rows) else ""
-    rows = sorted(rows, key=lambda row: row["part"])
+    total, rows = len(rows), sorted(rows, key=lambda row: row["part"])[:MOST_ROWS]
     names = [with_n(f"{first * (r['part'] == 'primary')}{r['arm']} - {r['base']}", r["n"]) for r in rows]
     figure = rows_figure(names, 1.6)
     plot_differences(figure.subplots(), rows, names)
     note = "Point: mean. Bar: Student's 95% interval"
     if any(row["alpha"] < 0.05 for row in rows):
         note += ", simultaneous for all rows that are corrected together"
-    add_note(
-        figure,
-        f"{note}; one seed has none, at an edge it goes on. Grey: the margin, ±{100 * rows[0]['margin']:g} points.",
-    )
+    note += f"; one seed has none, at an edge it goes on. Grey: the margin, ±{100 * rows[0]['margin']:g} points."
+    if total > len(rows):
+        note += f" The first {len(rows)} of {total} comparisons."
+    add_note(figure, note)
     return figure
 
 
@@ -145,19 +131,23 @@ def differences_figure(arms, rows):
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     figure = new_figure(max(3.6 * columns, 5), 2.3 * lines + 0.9)
-    axes = figure.subplots(lines, columns, sharex=True, squeeze=False)
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    reach = 0
     for index, (ax, row) in enumerate(zip(axes.flat, shown, strict=False)):
-        plot_difference_over_steps(ax, arms[row["arm"]], arms[row["base"]], row["margin"])
+        plot_difference_over_steps(ax, arms, row)
+        reach = max(reach, *(np.abs(line.get_ydata()).max() for line in ax.get_lines()))
         ax.set_title("\n".join(wrapped([with_n(f"{row['arm']} - {row['base']}", row["n"])], 38)), fontsize=8)
         if index + columns < len(shown):
             ax.set_xlabel("")
         ax.tick_params(labelbottom=index + columns >= len(shown))
+    reach = min(100, max(5, 200 * shown[0]["margin"], 2.5 * reach))
+    axes[0, 0].set_ylim(-reach, reach)
     for ax in axes.flat[len(shown) :]:
         ax.remove()
     for line in axes:
         line[0].set_ylabel("points")
-    note = "Line: mean of paired differences. Band: Student's 95% interval at each step by itself. "
-    note += f"Grey: ±{100 * shown[0]['margin']:g} points. Each panel has its own scale."
+    note = "Line: mean of paired differences. Band: Student's interval as in the table, for each step by itself; at an "
+    note += f"edge it goes on. Grey: ±{100 * shown[0]['margin']:g} points."
     if len(rows) > len(shown):
         note += f" The first {len(shown)} of {len(rows)} comparisons."
     add_note(figure, note)
@@ -171,20 +161,21 @@ def by_step(runs, column):
     return steps, np.array([[values[step] for values in found] for step in steps])
 
 
-def plot_difference_over_steps(ax, arm, base, margin):
-    """Plot the difference of evaluation accuracy, points, over steps: mean over seeds and Student's 95% interval."""
+def plot_difference_over_steps(ax, arms, row):
+    """Plot the difference of evaluation accuracy of a comparison, points, over steps: mean over seeds and the interval
+    that the table has of the last step."""
+    arm, base = arms[row["arm"]], arms[row["base"]]
     seeds = sorted(arm.keys() & base.keys())
     steps, values = by_step([a[seed] for a in (arm, base) for seed in seeds], "eval_accuracy")
-    differences = 100 * (values[:, : len(seeds)] - values[:, len(seeds) :])
-    colour = RULES[rule_of(arm)].colour
-    ax.axhspan(-100 * margin, 100 * margin, color=MARGIN_COLOUR, lw=0)
+    differences = values[:, : len(seeds)] - values[:, len(seeds) :]
+    colour = RULES[row["rule"]].colour
+    ax.axhspan(-100 * row["margin"], 100 * row["margin"], color=MARGIN_COLOUR, lw=0)
     ax.axhline(0, color="black", lw=0.8)
-    ax.plot(steps, differences.mean(axis=1), color=colour, marker="o" if len(steps) < 20 else None, ms=3)
+    ax.plot(steps, 100 * differences.mean(axis=1), color=colour, marker="o" if len(steps) < 20 else None, ms=3)
     if len(seeds) > 1:
-        low, high = np.array([spread(row)[2] for row in differences]).T
+        scatters = [mean_and_scatter(found, 1 / row["examples"]) for found in differences]
+        low, high = 100 * np.array([student_interval(scatter, row["alpha"]) for scatter in scatters]).T
         ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-    reach = max(200 * margin, *map(abs, ax.get_ylim()))
-    ax.set_ylim(-reach, reach)
     ax.set_xlabel("step")
     return ax
 
@@ -202,14 +193,26 @@ def plot_recovered(ax, rows, names):
 
 
 def styles(arms):
-    """Colour and line style of each arm, a dict by label: the rule's colour, paler for each further arm of the rule."""
+    """Colour, line style and width of each arm, a dict by label: the rule's colour, paler for each further arm of the
+    rule; each next line is narrower, so that it does not hide what it covers."""
     found, seen = {}, {}
-    for name, arm in arms.items():
+    widths = np.linspace(3.4, 1.2, len(arms)) if len(arms) > 1 else [1.5]
+    for index, (name, arm) in enumerate(arms.items()):
         number = seen[rule_of(arm)] = seen.get(rule_of(arm), -1) + 1
         pale = min(0.18 * number, 0.6)
         colour = tuple(pale + (1 - pale) * part for part in to_rgb(RULES[rule_of(arm)].colour))
-        found[name] = {"color": colour, "ls": LINE_STYLES[number % len(LINE_STYLES)]}
+        found[name] = {"color": colour, "ls": LINE_STYLES[index % len(LINE_STYLES)], "lw": widths[index]}
     return found
+
+
+def of_shared_seeds(arms):
+    """(arms, text): the arms with the seeds that all of them have, or as they are where no seed is shared."""
+    shared = set.intersection(*map(set, arms.values()))
+    if not shared:
+        return arms, "of each arm, not the same in all"
+    same = all(arm.keys() == shared for arm in arms.values())
+    alike = {name: {seed: arm[seed] for seed in sorted(shared)} for name, arm in arms.items()}
+    return alike, "of each arm" if same else "that all arms have"
 
 
 def plot_over_steps(ax, arms, column, label):
@@ -223,60 +226,44 @@ def plot_over_steps(ax, arms, column, label):
     return ax
 
 
+def lines_over(arms, name):
+    """The arms that use the setting called name, by all else that they use: label -> list of (value, arm), by value."""
+    used = {label: labels.used_settings(settings_of(arm)) for label, arm in arms.items()}
+    rest = [other for other in labels.varying(used.values()) if other != name]
+    lines = {}
+    for arm, settings in used.items():
+        if name in settings:
+            lines.setdefault(labels.label(settings, rest), []).append((settings[name], arm))
+    return {line: sorted(found) for line, found in lines.items()}
+
+
 def swept(arms):
-    """Names of the settings that are numbers and take three values or more between the arms of one rule, a list."""
-    found = {}
-    for arm in arms.values():
-        for name, value in labels.used_settings(settings_of(arm)).items():
-            if type(value) in (int, float):
-                found.setdefault((name, rule_of(arm)), set()).add(value)
-    return sorted({name for (name, _), values in found.items() if len(values) > 2})
+    """Names of the settings that are numbers and take three values or more between arms that are alike in all else."""
+    names = {n for arm in arms.values() for n, v in settings_of(arm).items() if type(v) in (int, float)}
+    return sorted(n for n in names if any(len(found) > 2 for found in lines_over(arms, n).values()))
 
 
 def plot_sweep(ax, arms, name):
     """Plot final accuracy against the setting called name, a line for the arms that differ in nothing else: mean and
     Student's 95% interval. Rules that do not use the setting are horizontal lines."""
-    used = {label: labels.used_settings(settings_of(arm)) for label, arm in arms.items()}
-    rest = [other for other in labels.varying(used.values()) if other != name]
-    lines, places, looks = {}, set(), styles(arms)
-    for arm_label, arm in arms.items():
-        mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
-        line, settings = labels.label(used[arm_label], rest), used[arm_label]
-        if name in settings:
-            places.add(settings[name])
-            half = (interval[1] - mean) if interval else 0
-            lines.setdefault((line, rule_of(arm)), []).append((settings[name], mean, half))
-        else:
-            ax.axhline(mean, color=looks[arm_label]["color"], ls="--", lw=1, label=line)
-    for index, ((line, rule), found) in enumerate(lines.items()):
-        if len(found) < 2:
-            continue
-        x, mean, half = zip(*sorted(found), strict=True)
-        style = LINE_STYLES[index % len(LINE_STYLES)]
-        ax.errorbar(x, mean, half, color=RULES[rule].colour, marker="o", capsize=3, label=line, ls=style)
+    lines = {line: found for line, found in lines_over(arms, name).items() if len(found) > 1}
+    looks, using = styles(arms), {arm for found in lines_over(arms, name).values() for _, arm in found}
+    for arm in arms:
+        if arm not in using:
+            mean, _, _ = spread([final(run, "accuracy") for run in arms[arm].values()])
+            ax.axhline(mean, **looks[arm], label=arm)
+    for index, (line, found) in enumerate(lines.items()):
+        results = [spread([final(run, "accuracy") for run in arms[arm].values()]) for _, arm in found]
+        half = [interval[1] - mean if interval else 0 for mean, _, interval in results]
+        x, style = [value for value, _ in found], LINE_STYLES[index % len(LINE_STYLES)]
+        colour = RULES[rule_of(arms[found[0][1]])].colour
+        y = [mean for mean, _, _ in results]
+        ax.errorbar(x, y, half, color=colour, marker="o", capsize=3, label=line, ls=style)
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, 0), min(high, 1))
+    places = [value for found in lines.values() for value, _ in found]
     if min(places) > 0 and max(places) > 20 * min(places):
         ax.set_xscale("log")
-    ax.set(xlabel=name.replace("_", " "), ylabel="accuracy")
+    ax.set(xlabel=labels.name_in_words(name), ylabel="accuracy")
     ax.grid(alpha=0.3)
-    return ax
-
-
-def plot_cost(ax, arms):
-    """Plot seconds per step of each arm as bars, a part per stage, with the circuits per step beside them."""
-    left = np.zeros(len(arms))
-    for stage, colour in STAGE_COLOURS.items():
-        widths = [
-            np.mean([r["statistics"][f"seconds_{stage}"] / r["statistics"]["steps"] for r in arm.values()])
-            for arm in arms.values()
-        ]
-        ax.barh(range(len(arms)), widths, left=left, color=colour, label=stage)
-        left += widths
-    for place, arm in enumerate(arms.values()):
-        statistics = next(iter(arm.values()))["statistics"]
-        circuits = statistics["circuits"] // statistics["steps"]
-        ax.text(left[place], place, f" {circuits:,} circuits", va="center", fontsize=8)
-    ax.set_xlim(0, left.max() * 1.35)
-    name_rows(ax, list(arms)).set_xlabel("seconds per step")
     return ax

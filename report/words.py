@@ -1,5 +1,6 @@
 """What comparisons show, in plain words. Rows: as report/study.py makes and judges them."""
 
+from report.labels import name_in_words
 from report.statistics import ALPHA, LARGEST_N, SMALLEST_N
 from update_rules import RULES
 
@@ -9,6 +10,11 @@ SMALLEST_HEADROOM = 0.08  # of classical over frozen: below this a comparison of
 def points(fraction, sign=True):
     """A difference of accuracies as text, in points."""
     return f"{round(100 * fraction, 1) + 0.0:{'+' if sign else ''}.1f} points"  # + 0.0: no negative zero
+
+
+def clipped(interval, lowest=-1.0, highest=1.0):
+    """An interval within what its quantity, a difference of accuracies, can be: Student's knows no bounds; or None."""
+    return interval and [min(max(end, lowest), highest) for end in interval]
 
 
 def listed(names):
@@ -34,13 +40,13 @@ def conclusion(row):
     if row["rule"] == "quantum" and isolated:
         head += f" ({isolated})"
     if len(row["changed"]) > (row["rule"] == row["base_rule"]):
-        head += f" (they differ in {', '.join(row['changed'])})"
+        head += f" (they differ in {listed(list(map(name_in_words, row['changed'])))})"
     return f"{head}: {single(row) if row['n'] == 1 else several(row)}."
 
 
 def several(row):
     """The verdict on several seeds, and the numbers it rests on."""
-    low, high = (points(end).removesuffix(" points") for end in row["interval"])
+    low, high = (points(end).removesuffix(" points") for end in clipped(row["interval"]))
     level = "95% interval" if row["alpha"] == ALPHA else "simultaneous 95% interval"
     few = ", too few for a sign-flip test to reach p < 0.05" if row["n"] < SMALLEST_N else ""
     numbers = f"{level} {low} to {high}, {p_in_words(row['p_adjusted'])}, n = {row['n']}{few}"
@@ -88,9 +94,8 @@ def headroom_in_words(rows):
     for row in rows:
         text = f"Headroom, {row['arm']} minus {row['base']}: {points(row['mean'], sign=False)}"
         if row["interval"]:
-            text += (
-                f" (95% interval {100 * row['interval'][0]:+.1f} to {100 * row['interval'][1]:+.1f}, n = {row['n']})"
-            )
+            low, high = clipped(row["interval"])
+            text += f" (95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {row['n']})"
         if row["mean"] < SMALLEST_HEADROOM:
             text += f", less than {points(SMALLEST_HEADROOM, sign=False)}: a comparison of rules means little here"
         sentences.append(f"{text}.")

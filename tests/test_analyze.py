@@ -70,6 +70,44 @@ def test_a_folder_of_runs_is_a_study_and_what_is_broken_is_skipped(finished_run,
     assert "question.json cannot be used: no such update rule: classic" in capsys.readouterr().err
 
 
+def copies(run, results, *changes):
+    """Copies of a run folder, without its model, with changed settings, in the folder results."""
+    for number, changed in enumerate(changes):
+        folder = shutil.copytree(run, results / f"run_20260101_{number:06}", ignore=shutil.ignore_patterns("model"))
+        settings = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(settings | changed))
+
+
+def test_runs_of_several_tasks_are_sections_the_largest_first(finished_run, tmp_path, capsys):
+    results = tmp_path / "results"
+    small = [{"train_size": 8, "update_rule": rule} for rule in ("quantum", "classical", "frozen")]
+    copies(finished_run, results, {"num_epochs": 5}, *small, {"update_rule": "gone"})
+    assert run_analysis(results) == 0
+    captured = capsys.readouterr()
+    assert captured.out.index(", 8 examples, 2 epochs, 3 runs\n") < captured.out.index(
+        ", 12 examples, 5 epochs, 1 run\n"
+    )
+    assert captured.err.count("skipped") == 1 and "there is no such rule" in captured.err
+    page = (results / "analysis" / "report.html").read_text(encoding="utf-8")
+    assert "Runs of 2 tasks, each compared by itself</h1>" in page and page.count("<section ") == 2
+    assert (results / "analysis" / "section_2" / "learning_curves.png").exists()
+    assert "](section_2/learning_curves.png)" in (results / "analysis" / "report.md").read_text(encoding="utf-8")
+    made = json.loads((results / "analysis" / "comparisons.json").read_text())
+    assert [list(study["arms"]) for study in made] == [["quantum", "classical", "frozen"], ["quantum"]]
+
+
+def test_a_folder_of_folders_of_runs_stands_for_each_of_them(finished_run, tmp_path, capsys):
+    for name in ("b", "a"):
+        copies(finished_run, tmp_path / name, {})
+    (tmp_path / "empty").mkdir()
+    assert run_analysis(tmp_path) == 0
+    captured = capsys.readouterr()
+    assert captured.out.index(f"{tmp_path / 'a'}: ") < captured.out.index(f"{tmp_path / 'b'}: ") and not captured.err
+    assert (tmp_path / "a" / "analysis" / "report.html").exists() and not (tmp_path / "analysis").exists()
+    assert run_analysis(tmp_path / "empty") == 2
+    assert "empty: holds no run, and no folder of runs" in capsys.readouterr().err
+
+
 def test_a_study_is_analysed_from_its_runs_and_its_question(finished_run, tmp_path, capsys):
     results = tmp_path / "results"
     for number in range(4):

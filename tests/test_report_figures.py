@@ -1,5 +1,6 @@
 """Captions, curves, figures of studies, and attention maps."""
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -10,12 +11,14 @@ from conftest import ROOT, fake_run, fake_study
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+import quantum_circuits
 from harness import run_folder
 from report import attention, figures
-from report.circuit_figures import device_figure, group_by_device
-from report.statistics import spread
+from report.circuit_figures import device_figure, figures_of_circuits, figures_of_devices, group_by_device
 from report.study import analyse, group_arms
 from report.study_figures import (
+    forest_figure,
+    of_shared_seeds,
     plot_difference_over_steps,
     plot_differences,
     plot_over_steps,
@@ -27,10 +30,10 @@ from report.study_figures import (
 from update_rules import RULES
 
 CAPTIONS = [
-    ("quantum", "quantum (graph, 5 qubits, 1000 shots)"),
-    ("independent", "independent (graph, 5 qubits, 1000 shots)"),
-    ("exact", "exact (graph, 5 qubits)"),
-    ("gradient", "gradient"),
+    ("quantum", "quantum (graph, 5 qubits, 1000 shots, SGD)"),
+    ("independent", "independent (graph, 5 qubits, 1000 shots, SGD)"),
+    ("exact", "exact (graph, 5 qubits, SGD)"),
+    ("gradient", "gradient (SGD)"),
     ("classical", "classical"),
     ("frozen", "frozen"),
 ]
@@ -117,28 +120,46 @@ def test_a_study_has_its_figures_and_each_says_what_its_bands_mean(tmp_path):
     ]
     for name, words in {
         "paired_differences": "primary: quantum, 100 shots - classical (n = 3)",
-        "differences_over_training": "Band: Student's 95% interval at each step by itself. Grey: ±1 points.",
+        "differences_over_training": "Band: Student's interval as in the table, for each step by itself;",
         "recovered_fraction": "Bar: Fieller's 95% interval.",
-        "learning_curves": "Lines: means over the n seeds of each arm. quantum, 1 shot (n = 3)",
+        "learning_curves": "Lines: means over the n seeds of each arm. Where lines coincide the first is the widest.",
         "accuracy_by_shots": "Bars: Student's 95% interval over the seeds.",
-        "response": "Bands: two standard deviations of the mean of 1 shots.",
+        "response": "Bands: two standard deviations of the mean of so many shots;",
     }.items():
         assert words in texts(found[name])
 
 
 def test_titles_say_what_is_compared(tmp_path):
     titles = {name: title for name, _, title in study_figures(rich_study(tmp_path))}
-    assert titles["paired_differences"].endswith("on the same seeds: quantum, exact, classical and frozen by shots")
+    assert titles["paired_differences"].endswith("quantum, exact, classical and frozen by number of shots")
+    assert titles["accuracy_by_shots"] == "Final accuracy by number of shots"
 
 
-def test_the_cost_is_shown_of_runs_that_were_timed_alone(tmp_path):
-    study = rich_study(tmp_path, seeds=1)
-    for run in study["runs"]:
-        run["environment"]["timed_alone"] = True
-    (cost,) = [figure for name, figure, _ in study_figures(study) if name == "cost"]
-    assert "10 circuits" in texts(drawn(cost))
-    study["runs"][0]["environment"]["timed_alone"] = False
-    assert "cost" not in {name for name, *_ in study_figures(study)}
+def test_circuits_that_were_used_are_shown_alone_and_a_broken_one_stops_nothing(tmp_path, monkeypatch, capsys):
+    def no_circuit(n, phi):
+        raise RuntimeError("not written yet")
+
+    monkeypatch.setitem(quantum_circuits.CIRCUITS, "mine", (no_circuit, "none"))
+    runs = [fake_run(tmp_path, "quantum", 0, 0.7, circuit=name) for name in ("graph", "product")]
+    found = {name: drawn(figure) for name, figure, _ in figures_of_circuits(runs)}
+    assert [ax.get_title() for ax in found["response"].axes] == ["graph\n1000 shots", "product\n1000 shots"]
+    assert [ax.get_title() for ax in found["covariance"].axes] == ["quantum: graph", "quantum: product"]
+    assert not capsys.readouterr().out
+    runs += [fake_run(tmp_path, "quantum", 0, 0.7, circuit=name) for name in ("mine", "gone")]
+    runs += [fake_run(tmp_path, "independent", 0, 0.7, entangling_angle=angle) for angle in (1.5, 1.5707963267948963)]
+    study = analyse(runs, {})
+    found = {name: drawn(figure) for name, figure, _ in study_figures(study)}
+    out = capsys.readouterr().out
+    assert out.count("  no response of ") == 3 and "not written yet" in out and "gone" in out
+    titles = [ax.get_title().replace("\n", " ") for ax in found["response"].axes]
+    assert titles == ["graph, angle π/4 1000 shots", "product, angle π/4 1000 shots", "graph, angle 1.5 1000 shots"]
+    assert max(found["response"].axes[0].get_ylim()) <= 2
+
+
+def test_without_circuits_there_is_no_figure_of_them_and_exact_means_have_no_bands(tmp_path):
+    assert not list(figures_of_circuits([fake_run(tmp_path, "gradient", 0, 0.7)]))
+    ((name, figure, _),) = figures_of_circuits([fake_run(tmp_path, "exact", 0, 0.7)])
+    assert name == "response" and not figure.axes[0].collections
 
 
 def test_long_labels_find_room(tmp_path):
@@ -172,17 +193,35 @@ def test_the_forest_holds_the_intervals_of_the_table_and_the_primary_row_first(t
     assert rows[0]["part"] == "primary" and ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row on top
 
 
-def test_bands_of_differences_are_students_interval(tmp_path):
-    arms = group_arms(fake_study(tmp_path, [0.02, 0.05, 0.03]))
-    ax = plot_difference_over_steps(figures.new_figure(4, 3).subplots(), arms["quantum"], arms["classical"], 0.01)
+def test_of_very_many_comparisons_the_first_are_shown(tmp_path):
+    rows = rich_study(tmp_path)["comparisons"]
+    figure = drawn(forest_figure(rows * 20))
+    assert len(figure.axes[0].get_yticks()) == 40 and f"The first 40 of {20 * len(rows)} comparisons." in texts(figure)
+
+
+@pytest.mark.parametrize("differences", [[0.02, 0.05, 0.03], [0.02, 0.02, 0.02]])
+def test_bands_of_differences_end_at_the_interval_of_the_table(tmp_path, differences):
+    study = analyse(fake_study(tmp_path, differences), {})
+    (row,) = study["comparisons"]
+    ax = plot_difference_over_steps(figures.new_figure(4, 3).subplots(), study["arms"], row)
     outline = ax.collections[0].get_paths()[0].vertices
-    at_the_end = 2, *(100 * end for end in spread([0.02, 0.05, 0.03])[2])
-    assert (outline[outline[:, 0] == 3, 1].min(), outline[outline[:, 0] == 3, 1].max()) == pytest.approx(at_the_end[1:])
-    assert ax.get_lines()[-1].get_ydata()[-1] == pytest.approx(10 / 3)
-    alone = plot_difference_over_steps(
-        figures.new_figure(4, 3).subplots(), *[{0: arm[0]} for arm in arms.values()], 0.01
-    )
-    assert not alone.collections
+    at_the_end = outline[outline[:, 0] == 3, 1]
+    assert (at_the_end.min(), at_the_end.max()) == pytest.approx([100 * end for end in row["interval"]])
+    assert ax.get_lines()[-1].get_ydata()[-1] == pytest.approx(100 * row["mean"])
+
+
+def test_one_seed_has_no_band(tmp_path):
+    study = analyse(fake_study(tmp_path, [0.02]), {})
+    ax = plot_difference_over_steps(figures.new_figure(4, 3).subplots(), study["arms"], study["comparisons"][0])
+    assert not ax.collections
+
+
+def test_panels_of_differences_share_their_scale(tmp_path):
+    study = rich_study(tmp_path)
+    (figure,) = [figure for name, figure, _ in study_figures(study) if name == "differences_over_training"]
+    largest = max(abs(row["mean"]) for row in study["comparisons"])
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1 < len(figure.axes)
+    assert figure.axes[0].get_ylim()[1] == pytest.approx(250 * largest)
 
 
 def test_lines_are_means_at_the_steps_that_all_seeds_have(tmp_path):
@@ -199,6 +238,24 @@ def test_arms_of_one_rule_look_different_and_keep_its_colour(tmp_path):
     assert looks["classical"]["color"] == (0, 0, 0)
 
 
+def test_lines_that_coincide_are_all_seen(tmp_path):
+    looks = list(styles(group_arms([fake_run(tmp_path, rule, 0, 0.7) for rule in RULES])).values())
+    widths = [look["lw"] for look in looks]
+    assert widths == sorted(widths, reverse=True) and len(set(widths)) == len(RULES)
+    assert all(one["ls"] != other["ls"] for one, other in itertools.pairwise(looks))
+
+
+def test_curves_are_means_over_the_seeds_that_all_arms_have(tmp_path):
+    study = analyse([*fake_study(tmp_path, [0.1, 0.2, 0.3]), fake_run(tmp_path, "frozen", 1, 0.5)], {})
+    alike, words = of_shared_seeds(study["arms"])
+    assert {label: list(arm) for label, arm in alike.items()} == {label: [1] for label in study["arms"]}
+    assert words == "that all arms have"
+    (curves,) = [figure for name, figure, _ in study_figures(study) if name == "learning_curves"]
+    assert "quantum (n = 1)" in texts(curves) and "n seeds that all arms have." in texts(curves)
+    apart = group_arms([fake_run(tmp_path, "quantum", 0, 0.7), fake_run(tmp_path, "frozen", 1, 0.7)])
+    assert of_shared_seeds(apart) == (apart, "of each arm, not the same in all")
+
+
 def test_the_sweep_shows_the_mean_of_each_arm(tmp_path):
     arms = rich_study(tmp_path)["arms"]
     assert swept(arms) == ["shots"]
@@ -209,19 +266,59 @@ def test_the_sweep_shows_the_mean_of_each_arm(tmp_path):
     assert set(ax.get_legend_handles_labels()[1]) == {"quantum", "exact", "classical", "frozen"}
 
 
+def test_a_curve_over_shots_joins_runs_that_are_alike_in_all_else(tmp_path):
+    others = [{"quantum_optimizer": "adamw", "shots": 10}, {"circuit": "product", "shots": 100}, {"shots": 1000}]
+    others += [{"shots": shots} for shots in (1, 10)]
+    arms = group_arms([fake_run(tmp_path, "quantum", 0, 0.7 + i / 100, **other) for i, other in enumerate(others)])
+    assert swept(arms) == ["shots"]
+    ax = plot_sweep(figures.new_figure(4, 3).subplots(), arms, "shots")
+    assert ax.get_legend_handles_labels()[1] == ["quantum, SGD, graph circuit"]
+    (points,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
+    assert list(points.get_xdata()) == [1, 10, 1000]
+    assert not swept(group_arms([fake_run(tmp_path, "quantum", 0, 0.7, **other) for other in others[:3]]))
+
+
 def test_devices_have_a_panel_of_accuracy_only_where_it_differs(tmp_path):
     def panels(accuracy):
         runs = [fake_run(tmp_path, "quantum", seed, 0.7, backend="fake:FakeManilaV2") for seed in (0, 1)]
         runs += [fake_run(tmp_path, "quantum", seed, accuracy, backend="ibm:x") for seed in (0, 1)]
         for index, run in enumerate(runs):
             run["statistics"]["mean_cosine"] = index / 10
-        return [ax.get_xlabel() for ax in drawn(device_figure(group_by_device(runs))).axes]
+        return [ax.get_xlabel() for ax in drawn(device_figure(group_by_device(group_arms(runs)))).axes]
 
     assert panels(0.7) == ["cosine to the whole gradient", "encoded x"]
     assert panels(0.8) == ["final accuracy", "cosine to the whole gradient", "encoded x"]
 
 
+def test_devices_are_compared_that_differ_in_nothing_else_and_one_that_is_gone_stops_nothing(tmp_path, capsys):
+    runs = [fake_run(tmp_path, "quantum", 0, 0.7, backend=name) for name in ("aer", "fake:Gone")]
+    runs += [fake_run(tmp_path, "quantum", 0, 0.7, shots=10, backend="generic:5")]
+    for run in runs:
+        run["statistics"]["mean_cosine"] = 0.9
+    arms = group_arms(runs)
+    assert list(group_by_device(arms)) == ["aer", "fake:Gone"]
+    assert list(figures_of_devices(arms)) == [] and "  no devices: " in capsys.readouterr().out
+    assert list(figures_of_devices({})) == []
+
+
 # --- Attention maps
+
+
+def test_differences_shown_together_share_their_scale(monkeypatch, tmp_path):
+    figure_of, tokens = {}, ["a", "b"]
+    monkeypatch.setattr(attention, "save_figure", lambda figure, path: figure_of.setdefault(path.stem, figure) and path)
+    change = {"quantum": 0.1, "exact": 0.3}
+
+    def columns(run):
+        before, after = ([(tokens, np.full((2, 2), 0.5 + c * r)) for r in (1, 0.5)] for c in (0, change[run]))
+        return {"before training": before, "after training": after, "after - before": None}
+
+    monkeypatch.setattr(attention, "maps_of_run", lambda run: columns(run["settings"]["update_rule"]))
+    saved = attention.save_attention_of_several(tmp_path, [fake_run(tmp_path, rule, 0, 0.7) for rule in change])
+    assert [path.name for path, _ in saved] == ["attention_quantum.png", "attention_exact.png"]
+    scales = {ax.images[0].get_clim() for figure in figure_of.values() for ax in figure.axes if "-" in ax.get_title()}
+    (scale,) = scales
+    assert scale == pytest.approx((-0.3, 0.3))
 
 
 def test_attention_maps_are_distributions_over_the_tokens(finished_run):

@@ -16,7 +16,7 @@ def test_a_report_holds_everything_and_escapes_what_came_from_data(tmp_path):
     study = analyse(runs, question)
     figures = save_study_figures(tmp_path, study)
     content = report_content(study, figures)
-    write_report(tmp_path, content)
+    write_report(tmp_path, [("", content)])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<script" not in page and "&lt;script&gt;" in page and "http" not in page
     assert "<b>" not in page and "&lt;b&gt;data" in page
@@ -60,9 +60,9 @@ def test_the_family_is_named_and_what_is_missing(tmp_path):
 def test_every_table_row_of_the_markdown_has_the_cells_of_its_header(tmp_path):
     runs = fake_study(tmp_path, [0.1, 0.2]) + [fake_run(tmp_path, "frozen", seed, 0.5) for seed in (0, 1)]
     content = report_content(analyse(runs, {}), [])
-    write_report(tmp_path, content)
+    write_report(tmp_path, [("", content)])
     lines = (tmp_path / "report.md").read_text(encoding="utf-8").splitlines()
-    assert len(content["results"] + content["records"]) == 6
+    assert len(content["results"] + content["records"]) == 7
     for title, header, rows in content["results"] + content["records"]:
         start = lines.index(f"## {title}") + 2
         table = lines[start : start + 2 + len(rows)]
@@ -76,3 +76,46 @@ def test_a_study_of_one_seed_has_no_interval_anywhere(tmp_path):
     for row in accuracies[2]:
         assert row[3] == row[4] == "-"
     assert differences[2][0] == ["not tested", "quantum", "classical", 1, "+10.00", *["-"] * 6, "undecided"]
+
+
+def test_many_comparisons_of_too_few_seeds_are_one_sentence(tmp_path):
+    runs = [fake_run(tmp_path, "quantum", seed, 0.7 + seed / 50, shots=2**i) for seed in (0, 1) for i in range(6)]
+    content = report_content(analyse(runs, {}), [])
+    assert content["others"] == ["5 comparisons of fewer than 6 seeds are undecided, see the table."]
+    assert len(content["results"][1][2]) == 5
+    few = report_content(analyse(runs[:3] + runs[6:9], {}), [])
+    assert len(few["others"]) == 2 and all("undecided (" in sentence for sentence in few["others"])
+
+
+def test_intervals_are_within_what_a_difference_can_be(tmp_path):
+    content = report_content(analyse(fake_study(tmp_path, [0.3, -0.3]), {}), [])
+    assert content["results"][1][2][0][5] == "-100.00 to +100.00"
+    assert "95% interval -100.0 to +100.0" in content["others"][0]
+
+
+def test_seconds_stand_in_a_table_by_stage(tmp_path):
+    records = {
+        title: (header, rows)
+        for title, header, rows in report_content(analyse(fake_study(tmp_path, [0.1]), {}), [])["records"]
+    }
+    header, rows = records["Seconds per step, whatever else the machine did meanwhile"]
+    assert header == ["arm", "forward", "backward", "quantum", "other", "together", "circuits per step"]
+    assert rows[0] == ["quantum", *["0.333"] * 4, "1.333", "10"]
+
+
+def test_sections_have_headings_and_each_figure_can_be_enlarged(tmp_path):
+    studies = [analyse(fake_study(tmp_path, [0.1]), {}), analyse([fake_run(tmp_path, "quantum", 0, 0.7)], {})]
+    (tmp_path / "section_2").mkdir()
+    figures = [[(tmp_path / name, "A <caption>")] for name in ("one.png", "section_2/two.png")]
+    for ((path, _),) in figures:
+        path.write_bytes(b"png")
+    contents = [(f"Task <{i}>", report_content(study, figures[i])) for i, study in enumerate(studies)]
+    write_report(tmp_path, contents)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    places = [
+        page.index(text) for text in ('<a href="#section1">Task', '<section id="section1">', '<section id="section2">')
+    ]
+    assert places == sorted(places) and "<h2>Task &lt;1&gt;</h2>" in page and "<h3>Figures</h3>" in page
+    assert page.count('<label><input type="checkbox"><img alt="A &lt;caption&gt;"') == 2
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "## Task <1>" in markdown and "](section_2/two.png)" in markdown and "### Figures" in markdown

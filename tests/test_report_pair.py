@@ -81,3 +81,17 @@ def test_the_difference_is_that_of_the_rule_to_classical_whichever_was_made_last
         "quantum against classical (the whole idea): undecided (+0.0 points with one seed; of 10 "
     )
     assert "0 are correct in the first alone, 0 in the second alone, exact McNemar p = 1.000" in sentence
+
+
+def test_both_curves_show_the_cosine_where_it_was_measured(finished_run, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(pair, "save_figure", lambda figure, path: saved.append(figure))
+    run = run_folder.read(finished_run)
+    base = run | {"settings": run["settings"] | {"update_rule": "classical"}}
+    pair.save_curves_of_both(tmp_path / "c.png", run, base)
+    bare = [one | {"rows": [row | {"cosine": None} for row in one["rows"]]} for one in (run, base)]
+    pair.save_curves_of_both(tmp_path / "c.png", *bare)
+    assert [len(figure.axes) for figure in saved] == [3, 2] and len(saved[0].axes[2].get_lines()) == 2
+    for ax in saved[0].axes:  # a curve that covers another leaves it to be seen
+        lines = [line for line in ax.get_lines() if line.get_alpha() is None or line.get_alpha() == 1]
+        assert lines[0].get_linewidth() > 2 * lines[-1].get_linewidth()

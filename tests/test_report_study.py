@@ -7,8 +7,21 @@ import math
 import pytest
 from conftest import ROOT, fake_run, fake_study
 
+from harness import run_folder
 from report import labels
-from report.study import analyse, choose_pairs, compared, group_arms, read_question, read_runs, read_study, summary
+from report.study import (
+    analyse,
+    choose_pairs,
+    compared,
+    group_arms,
+    headings,
+    read_question,
+    read_runs,
+    read_studies,
+    read_study,
+    summary,
+)
+from update_rules import RULES
 
 
 def arms_of(tmp_path, *settings, seeds=1):
@@ -55,7 +68,7 @@ def test_labels_hold_what_differs_alone(tmp_path):
     adamw = {"update_rule": "quantum", "quantum_optimizer": "adamw"}
     arms = arms_of(tmp_path, adamw, {"update_rule": "quantum"}, {"update_rule": "classical"}, {"update_rule": "frozen"})
     assert list(arms) == ["quantum, AdamW", "quantum, SGD", "classical", "frozen"]
-    assert compared(arms) == "quantum, classical and frozen by quantum optimizer"
+    assert compared(arms) == "quantum, classical and frozen by optimizer of the measured gradient"
     assert list(arms_of(tmp_path, {"update_rule": "quantum", "shots": 10})) == ["quantum"]
     shots = [{"update_rule": "quantum", "shots": shots} for shots in (1000, 1, 10)]
     assert list(arms_of(tmp_path, *shots)) == ["quantum, 1 shot", "quantum, 10 shots", "quantum, 1000 shots"]
@@ -66,7 +79,90 @@ def test_arms_are_runs_that_differ_in_the_seed_alone(tmp_path):
     assert {label: sorted(arm) for label, arm in arms.items()} == {"quantum": [0, 1, 2]}
 
 
+def test_settings_that_have_a_name_are_settings(tmp_path):
+    assert labels.NAMES.keys() <= fake_run(tmp_path, "quantum", 0, 0.7)["settings"].keys()
+    assert labels.name_in_words("train_size") == "number of training sentences"
+    assert labels.name_in_words("dry_run") == "dry run"
+
+
+def test_embedded_runs_are_one_arm_whether_they_stand_in_or_were_asked_for(tmp_path):
+    embedded = {"model_name": "embedded", "dataset_name": "embedded"}
+    runs = [fake_run(tmp_path, "quantum", seed, 0.7, **embedded, dataset_config="sst2"[: 4 * seed]) for seed in (0, 1)]
+    assert {label: sorted(arm) for label, arm in group_arms(runs).items()} == {"quantum": [0, 1]}
+
+
+# --- Tasks
+
+
+def written(run, number):
+    """A run of conftest.fake_run as a run folder on the disk."""
+    folder = run["folder"].with_name(f"run_20260101_{number:06}")
+    folder.mkdir(parents=True)
+    for name, key in (("config", "settings"), ("environment", "environment"), ("training_statistics", "statistics")):
+        (folder / f"{name}.json").write_text(json.dumps(run[key]))
+    lines = [",".join(run_folder.METRICS)]
+    for row in run["rows"]:
+        lines.append(",".join("" if row.get(name) is None else str(row[name]) for name in run_folder.METRICS))
+    (folder / "metrics.csv").write_text("\n".join([*lines, ""]))
+    return folder
+
+
+def first_day(tmp_path):
+    """A folder of what the README tells to try, a sweep of shots, and runs of other sizes."""
+    tries = [{"shots": 10}, {"circuit": "product"}, {"quantum_optimizer": "adamw"}, {}]
+    runs = [fake_run(tmp_path, "quantum", 42, 0.7, **changes) for changes in tries]
+    runs += [fake_run(tmp_path, rule, seed, 0.7) for rule in RULES for seed in (0, 1)]
+    runs += [fake_run(tmp_path, "quantum", seed, 0.7, shots=shots) for shots in (1, 10, 100) for seed in (0, 1)]
+    runs += [fake_run(tmp_path, "quantum", 42, 0.7, num_epochs=epochs) for epochs in (7, 9)]
+    runs += [fake_run(tmp_path, "quantum", seed, 0.7, model_name="embedded") for seed in range(3)]
+    for number, run in enumerate(runs):
+        written(run, number)
+    return runs
+
+
+def test_runs_that_cannot_be_compared_are_studies_of_their_own_the_largest_first(tmp_path):
+    runs = first_day(tmp_path)
+    studies = read_studies(tmp_path)
+    assert [len(study["runs"]) for study in studies] == [len(runs) - 5, 3, 1, 1]
+    assert headings(studies)[1:] == [
+        "model on <b>data, 100 examples, 3 epochs",
+        "model on <b>data, 100 examples, 7 epochs",
+        "model on <b>data, 100 examples, 9 epochs",
+    ]
+    assert list(studies[0]["arms"]) == [
+        "quantum, AdamW, graph circuit, 1000 shots",
+        *(f"quantum, SGD, graph circuit, {shots}" for shots in ("1 shot", "10 shots", "100 shots", "1000 shots")),
+        "quantum, SGD, product circuit, 1000 shots",
+        *("independent, SGD, graph circuit, 1000 shots", "exact, SGD, graph circuit", "gradient, SGD"),
+        *("classical", "frozen"),
+    ]
+    assert [list(study["arms"]) for study in studies[1:]] == [["quantum"]] * 3
+
+
+def test_a_question_makes_one_study_of_all_runs(tmp_path):
+    for number, size in enumerate((100, 200)):
+        written(fake_run(tmp_path, "quantum", 0, 0.7, train_size=size), number)
+    primary = [{"train_size": 200}, {"train_size": 100}]
+    (tmp_path / "question.json").write_text(json.dumps({"question": "More data?", "primary": primary}))
+    (study,) = read_studies(tmp_path)
+    assert list(study["arms"]) == ["quantum, 100 examples", "quantum, 200 examples"]
+
+
+def test_a_run_of_a_rule_that_is_no_more_is_skipped_with_a_line(tmp_path, capsys):
+    kept = written(fake_run(tmp_path, "quantum", 0, 0.7), 0)
+    gone = written(fake_run(tmp_path, "quantum", 0, 0.7, update_rule="gone"), 1)
+    assert [run["folder"] for run in read_runs(tmp_path)] == [kept]
+    assert capsys.readouterr().err.startswith(f"skipped {gone}: UPDATE_RULE = 'gone': there is no such rule, ")
+
+
 # --- Which arms are compared
+
+
+def test_circuits_and_shots_alone_are_compared_with_each_other(tmp_path):
+    circuits = [{"update_rule": "quantum", "circuit": name} for name in ("graph", "product")]
+    assert choose_pairs(arms_of(tmp_path, *circuits)) == [("quantum, product circuit", "quantum, graph circuit")]
+    shots = [{"update_rule": "quantum", "shots": shots} for shots in (1, 10)]
+    assert choose_pairs(arms_of(tmp_path, *shots)) == [("quantum, 10 shots", "quantum, 1 shot")]
 
 
 def test_arms_are_compared_that_differ_in_one_respect(tmp_path):
