@@ -44,6 +44,7 @@ def main(command):
         if command.resume:
             folder, settings = on_rank_zero(run_folder.find_run_to_resume, command)
             return run_once(settings, command, folder=folder)
+        on_rank_zero(run_folder.require_writable, Path(os.path.expanduser(command.runs[0].results_dir)))
         if len(command.runs) == 1:
             return run_once(command.runs[0], command)
         study.refuse_studies_on_devices(command.runs)
@@ -115,9 +116,6 @@ def prepare(settings, given):
 
     given: names of the settings that the user gave, which nothing replaces.
     """
-    results_dir = Path(os.path.expanduser(settings.results_dir))
-    if os.path.lexists(results_dir) and not results_dir.is_dir():
-        raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: must be a folder, or a new name")
     device, backend = choose_device(settings.device), make_backend(settings)
     on_a_device = isinstance(backend, devices.DeviceBackend)
     if on_a_device and process_group.world_size() > 1:

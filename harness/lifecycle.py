@@ -42,7 +42,8 @@ def conclude(run, weights, error, debug, show):
         if debug and error:
             traceback.print_exception(error)
         if error:
-            command_line.complain(error, advice_to_resume(run) if status == "interrupted" else "")
+            goes_on = status == "interrupted" or isinstance(error, OSError)  # a device, a disk: not the run's own fault
+            command_line.complain(error, advice_to_resume(run) if goes_on else "")
         if rank() == 0:
             # What failed has been said; a full disk or a folder gone would only be said again.
             with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
@@ -64,7 +65,7 @@ def status_of(weights, status):
 
 
 def advice_to_resume(run):
-    """Words to append to the line about an interrupted run; "" where it left no checkpoint."""
+    """Words to append to the line about how a run ended; "" where it left no checkpoint."""
     if not checkpoints.saved(run):
         return ""
     started = "python" if world_size() == 1 else f"torchrun --nproc_per_node={world_size()}"

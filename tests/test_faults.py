@@ -28,6 +28,7 @@ from conftest import (
 )
 
 import config
+import model_utils
 import train
 from harness import checkpoints, run_folder
 
@@ -107,13 +108,27 @@ def test_a_disk_that_fills_up_keeps_the_checkpoints_before(tiny_flags, tmp_path,
     assert run_training(["--resume", str(run)]) == 0  # when there is room again
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tiny_flags, tmp_path):
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    locked.chmod(0o500)
-    place = locked if os.geteuid() else "/proc/results"  # root may write anywhere but there
-    status, _, err = run_script("train.py", *tiny_flags, "--results_dir", place)
-    assert status == 2 and str(place) in one_error(err)
+@pytest.mark.parametrize("study", [[], ["--seeds", "0-1"]])
+@pytest.mark.parametrize("place", ["a file", "a file/below", "locked", "locked/a/b"])
+def test_a_results_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(
+    tiny_flags, tmp_path, monkeypatch, place, study
+):
+    (tmp_path / "a file").write_text("text")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    place = str(tmp_path / place)
+    if "locked" in place and not os.geteuid():
+        place = place.replace(str(tmp_path / "locked"), "/proc")  # root may write anywhere but there
+    monkeypatch.setattr(model_utils, "load_or_stand_in", None)
+    monkeypatch.setattr(model_utils, "resolve_stand_ins", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"^RESULTS_DIR = '{place}': no run folder can be made in it: [A-Z]") as found:
+        run_training([*tiny_flags, "--results_dir", place, *study])
+    assert "\n" not in str(found.value) and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_results_folder_is_tried_without_a_trace(tmp_path):
+    run_folder.require_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_folder_deleted_meanwhile_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
@@ -213,7 +228,7 @@ def test_symlinks_are_followed_and_never_emptied(tiny_flags, tmp_path, monkeypat
     assert (run / "model" / "model.safetensors").is_file() and not (run / "model").is_symlink()
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': must be a folder, or a new name"):
+    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': no run folder can be made in it: No such file"):
         run_training([*tiny_flags, "--results_dir", dangling])
 
 

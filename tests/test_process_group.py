@@ -225,7 +225,7 @@ def test_a_process_that_diverges_takes_all_along_and_the_study_goes_on(flags, tm
     study = [*flags, "--update_rules", "exact,classical", "--results_dir", tmp_path / "results"]
     out, err = finish(start(*study, script=script), status=1)
     assert err.count("error: diverged: rank 1: the update is not finite\n") == 1
-    assert "study finished, 1 runs failed: exact, seed 42" in out
+    assert "study finished, 1 run failed: exact, seed 42" in out
     status = {rule: run_folder.read(run)["statistics"]["status"] for rule, run in by_rule(tmp_path / "results").items()}
     assert status == {"exact": "diverged", "classical": "finished"}
 
