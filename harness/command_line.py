@@ -1,9 +1,11 @@
 """Manners of the command line: a mistake or an end is one line and an exit status, a traceback only with --debug."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
+import time
 
 import config
 
@@ -62,8 +64,14 @@ def run_as_script(main, command):
 
 
 def complain(error, advice=""):
-    """Print the line about an error on stderr: once, where several processes have met the same one."""
+    """Print the line about an error on stderr: once, where several processes have met the same one.
+
+    torchrun's report, the last thing that it prints, shows it as the root cause where it is a failure.
+    """
     line, status = exit_message(error)
+    if status != 130 and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):  # set by torchrun
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": line + advice, "timestamp": int(time.time())}, file)
     rank = os.environ.get("RANK", "0")  # set by torchrun
     if rank == "0":
         print(line + advice, file=sys.stderr, flush=True)

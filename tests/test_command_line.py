@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+import time
 from typing import NamedTuple
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from harness import command_line
 
@@ -69,6 +71,22 @@ def test_another_rank_says_only_what_rank_zero_may_not_know(monkeypatch, capsys,
     monkeypatch.setenv("RANK", "1")
     command_line.complain(error)
     assert capsys.readouterr().err == shown
+
+
+def test_torchrun_is_told_what_failed_but_not_what_can_go_on(monkeypatch, tmp_path, capsys):
+    """In the file that it reads its report of the root cause from."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setenv("RANK", "1")
+    command_line.complain(KeyboardInterrupt())  # often of torchrun itself, since another process has failed
+    command_line.complain(command_line.Stopped("another process is gone"))
+    assert not file.exists()
+    command_line.complain(ValueError("SHOTS = 0: must be more"))
+    failure = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(file))
+    assert failure.message == "error: SHOTS = 0: must be more" and abs(failure.timestamp - time.time()) < 60
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    command_line.complain(ValueError("SHOTS = 0: must be more"))  # the report lacks it, that is all
 
 
 def test_refused_settings_end_before_the_imports(capsys):
