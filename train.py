@@ -431,7 +431,8 @@ def make_optimizer(model, weights, settings):
 
 
 def save_model(folder, model, tokenizer):
-    """Write model and tokenizer for from_pretrained; OSError where the disk is full."""
+    """Write model and tokenizer for from_pretrained; OSError where the disk is full, or what is to hold it is gone."""
+    folder.mkdir()  # the libraries would make its parents, too
     with checkpoints.full_disk_is_an_os_error(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

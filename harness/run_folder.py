@@ -44,8 +44,8 @@ def require_writable(results_dir):
         with tempfile.TemporaryDirectory(prefix=".", dir=there):
             pass
     except OSError as error:
-        reason = f"no run folder can be made in it: {error.strerror}"
-        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: {reason}") from None
+        allowed = "must be a folder, or a new name, where folders can be made"
+        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: {allowed}: {error.strerror}") from None
 
 
 def create(results_dir):

@@ -121,7 +121,7 @@ def test_a_results_folder_that_cannot_be_made_is_refused_before_anything_is_load
     monkeypatch.setattr(model_utils, "load_or_stand_in", None)
     monkeypatch.setattr(model_utils, "resolve_stand_ins", None)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match=rf"^RESULTS_DIR = '{place}': no run folder can be made in it: [A-Z]") as found:
+    with pytest.raises(ValueError, match=rf"^RESULTS_DIR = '{place}': must be a folder, .* made: [A-Z]") as found:
         run_training([*tiny_flags, "--results_dir", place, *study])
     assert "\n" not in str(found.value) and sorted(tmp_path.rglob("*")) == before
 
@@ -131,18 +131,32 @@ def test_a_results_folder_is_tried_without_a_trace(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_folder_deleted_meanwhile_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
-    real = train.measure_gradients
+@pytest.mark.parametrize(
+    ("place", "steps"),
+    [("train.measure_gradients", 1), ("train.evaluate", 0), ("checkpoints.save_model", 2), ("train.save_model", 3)],
+)
+def test_a_run_folder_deleted_meanwhile_ends_the_run_at_its_next_write(
+    tiny_flags, tmp_path, monkeypatch, capsys, place, steps
+):
+    """In a step, an evaluation, the middle of a checkpoint, or before the model is saved. steps: those that began."""
+    module, name = place.split(".")
+    module, begun = {"train": train, "checkpoints": checkpoints}[module], []
+    real, real_step = getattr(module, name), train.accumulate_gradients
 
-    def measure(gradients, backend, settings, step, learning_rate):
-        if step == 3:
-            shutil.rmtree(only_run(tmp_path / "results"))
-        return real(gradients, backend, settings, step, learning_rate)
+    def delete_before(*given):
+        shutil.rmtree(tmp_path / "results", ignore_errors=True)
+        return real(*given)
 
-    monkeypatch.setattr(train, "measure_gradients", measure)
-    assert run_training([*tiny_flags, *LONG]) == 1
-    assert "the run folder is gone" in one_error(capsys.readouterr().err)
-    assert not any((tmp_path / "results").iterdir())
+    def begin(*given):
+        begun.append(None)
+        return real_step(*given)
+
+    monkeypatch.setattr(module, name, delete_before)
+    monkeypatch.setattr(train, "accumulate_gradients", begin)
+    assert run_training([*tiny_flags, "--checkpoint_every", "2"]) == 1
+    assert len(begun) == steps
+    assert str(tmp_path / "results" / "run_") in one_error(capsys.readouterr().err)
+    assert not (tmp_path / "results").exists()
 
 
 # --- Clocks and names
@@ -228,7 +242,7 @@ def test_symlinks_are_followed_and_never_emptied(tiny_flags, tmp_path, monkeypat
     assert (run / "model" / "model.safetensors").is_file() and not (run / "model").is_symlink()
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': no run folder can be made in it: No such file"):
+    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': must be a folder, or a new name.*: No such file"):
         run_training([*tiny_flags, "--results_dir", dangling])
 
 
