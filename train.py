@@ -26,7 +26,7 @@ import devices
 import model_utils
 import quantum_circuits
 from aer_engine import AerBackend
-from harness import checkpoints, files, lifecycle, process_group, run_folder, study
+from harness import checkpoints, files, interrupts, lifecycle, process_group, run_folder, study
 from harness.environment import describe_environment
 from harness.process_group import all_reduce, on_rank_zero, print_once
 from harness.progress import StageTimer, progress_bar, show_step
@@ -39,7 +39,7 @@ IGNORED = -100  # label that cross_entropy leaves out
 
 def main(command):
     """Make the run, or the study of several runs, that a config.Command describes. Returns the exit status: 0, 1 where
-    a run diverged or failed, 130 where one was interrupted or stopped and --resume can go on."""
+    a run diverged or failed, 130 where Ctrl-C or SIGTERM came, or one was stopped and --resume can go on."""
     with process_group.process_group(use_cuda=torch.cuda.is_available()):
         if command.resume:
             folder, settings = on_rank_zero(run_folder.find_run_to_resume, command)
@@ -91,10 +91,9 @@ def run_once(settings, command, keep_model=True, folder=None):
     )
     facts = {"data": job.data_source["sha256_of_examples"], "model": environment["initial_weights_sha256"]}
     process_group.require_same({name.upper(): value for name, value in job.settings._asdict().items()} | facts)
-    run = folder or on_rank_zero(run_folder.create, Path(os.path.expanduser(job.settings.results_dir)))
-    with contextlib.ExitStack() as held:
+    with interrupts.held() as asked, contextlib.ExitStack() as held:
+        run = folder or on_rank_zero(run_folder.create, Path(os.path.expanduser(job.settings.results_dir)))
         on_rank_zero(held.enter_context, run_folder.locked(run))
-        held.enter_context(checkpoints.terminate_like_ctrl_c())
         checkpoint, error = None, None
         if folder is not None:
             environment, checkpoint = on_rank_zero(lifecycle.load_to_resume, run, environment)
@@ -108,7 +107,10 @@ def run_once(settings, command, keep_model=True, folder=None):
                 files.write_atomically(run / "model", lambda path: save_model(path, job.model, job.tokenizer))
         except (Exception, KeyboardInterrupt) as caught:
             error = caught
-        return lifecycle.conclude(run, job.weights, error, command.debug, summary.show_results)
+        status = lifecycle.conclude(run, job.weights, error, command.debug, summary.show_results)
+        if asked and error is None:
+            command_line.complain(KeyboardInterrupt(), ", but this run has finished")
+        return 130 if asked else status
 
 
 def prepare(settings, given):
@@ -180,7 +182,7 @@ def train(job, run, checkpoint=None):
                 updates, usage = measure_gradients(gradients, job.backend, settings, step, rate)
 
             # Step every weight once: the selected ones by what was measured, all others by AdamW. Record it.
-            with checkpoints.uninterrupted():
+            with interrupts.uninterrupted():
                 with timer("other"):
                     row = {"step": step, "epoch": epoch, "loss": loss, "accuracy": accuracy}
                     row |= {"learning_rate": scheduler.get_last_lr()[0]}

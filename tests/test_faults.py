@@ -66,7 +66,7 @@ reading, writing = os.pipe()
 if not os.fork():  # what it says goes into a pipe, which has no limit
     os.dup2(writing, 1)
     os.dup2(writing, 2)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 os.close(writing)
