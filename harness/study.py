@@ -52,7 +52,7 @@ def run_study(runs, as_used, run_once):
                 print("interrupted; the same command goes on with the runs that are missing")
                 return status
             failed += [name] * (status != 0)
-            bar.set_postfix_str(f"last: {name}")
+            bar.set_postfix_str(f"last: {name}", refresh=False)
             bar.update()
     print(f"study finished, {count_runs(len(failed))} failed{': ' if failed else ''}{'; '.join(failed)}")
     print(f"now: python analyze.py {shlex.quote(str(results_dir))}")
