@@ -26,7 +26,7 @@ import devices
 import model_utils
 import quantum_circuits
 from aer_engine import AerBackend
-from harness import checkpoints, files, lifecycle, process_group, run_folder, study
+from harness import checkpoints, files, interrupts, lifecycle, process_group, run_folder, study
 from harness.environment import describe_environment
 from harness.process_group import all_reduce, on_rank_zero, print_once
 from harness.progress import StageTimer, progress_bar, show_step
@@ -39,11 +39,12 @@ IGNORED = -100  # label that cross_entropy leaves out
 
 def main(command):
     """Make the run, or the study of several runs, that a config.Command describes. Returns the exit status: 0, 1 where
-    a run diverged or failed, 130 where one was interrupted or stopped and --resume can go on."""
+    a run diverged or failed, 130 where Ctrl-C or SIGTERM came, or one was stopped and --resume can go on."""
     with process_group.process_group(use_cuda=torch.cuda.is_available()):
         if command.resume:
             folder, settings = on_rank_zero(run_folder.find_run_to_resume, command)
             return run_once(settings, command, folder=folder)
+        on_rank_zero(run_folder.require_writable, Path(os.path.expanduser(command.runs[0].results_dir)))
         if len(command.runs) == 1:
             return run_once(command.runs[0], command)
         study.refuse_studies_on_devices(command.runs)
@@ -90,10 +91,9 @@ def run_once(settings, command, keep_model=True, folder=None):
     )
     facts = {"data": job.data_source["sha256_of_examples"], "model": environment["initial_weights_sha256"]}
     process_group.require_same({name.upper(): value for name, value in job.settings._asdict().items()} | facts)
-    run = folder or on_rank_zero(run_folder.create, Path(os.path.expanduser(job.settings.results_dir)))
-    with contextlib.ExitStack() as held:
+    with interrupts.held() as asked, contextlib.ExitStack() as held:
+        run = folder or on_rank_zero(run_folder.create, Path(os.path.expanduser(job.settings.results_dir)))
         on_rank_zero(held.enter_context, run_folder.locked(run))
-        held.enter_context(checkpoints.terminate_like_ctrl_c())
         checkpoint, error = None, None
         if folder is not None:
             environment, checkpoint = on_rank_zero(lifecycle.load_to_resume, run, environment)
@@ -107,7 +107,10 @@ def run_once(settings, command, keep_model=True, folder=None):
                 files.write_atomically(run / "model", lambda path: save_model(path, job.model, job.tokenizer))
         except (Exception, KeyboardInterrupt) as caught:
             error = caught
-        return lifecycle.conclude(run, job.weights, error, command.debug, summary.show_results)
+        status = lifecycle.conclude(run, job.weights, error, command.debug, summary.show_results)
+        if asked and error is None:
+            command_line.complain(KeyboardInterrupt(), ", but this run has finished")
+        return 130 if asked else status
 
 
 def prepare(settings, given):
@@ -115,9 +118,6 @@ def prepare(settings, given):
 
     given: names of the settings that the user gave, which nothing replaces.
     """
-    results_dir = Path(os.path.expanduser(settings.results_dir))
-    if os.path.lexists(results_dir) and not results_dir.is_dir():
-        raise ValueError(f"RESULTS_DIR = {settings.results_dir!r}: must be a folder, or a new name")
     device, backend = choose_device(settings.device), make_backend(settings)
     on_a_device = isinstance(backend, devices.DeviceBackend)
     if on_a_device and process_group.world_size() > 1:
@@ -182,7 +182,7 @@ def train(job, run, checkpoint=None):
                 updates, usage = measure_gradients(gradients, job.backend, settings, step, rate)
 
             # Step every weight once: the selected ones by what was measured, all others by AdamW. Record it.
-            with checkpoints.uninterrupted():
+            with interrupts.uninterrupted():
                 with timer("other"):
                     row = {"step": step, "epoch": epoch, "loss": loss, "accuracy": accuracy}
                     row |= {"learning_rate": scheduler.get_last_lr()[0]}
@@ -433,7 +433,8 @@ def make_optimizer(model, weights, settings):
 
 
 def save_model(folder, model, tokenizer):
-    """Write model and tokenizer for from_pretrained; OSError where the disk is full."""
+    """Write model and tokenizer for from_pretrained; OSError where the disk is full, or what is to hold it is gone."""
+    folder.mkdir()  # the libraries would make its parents, too
     with checkpoints.full_disk_is_an_os_error(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

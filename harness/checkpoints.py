@@ -5,9 +5,7 @@ import hashlib
 import json
 import random
 import shutil
-import signal
 import sys
-import threading
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from safetensors.torch import load_model, save_model
 
 from harness.command_line import Stopped
 from harness.files import sync, write_atomically
+from harness.interrupts import obeyed, uninterrupted
 from harness.process_group import rank, stopped_by_lost_process
 
 FILES = ("model.safetensors", "training_state.pt")
@@ -148,7 +147,7 @@ def saved_when_stopped(run, model, optimizer, scheduler, progress):
             save(run, model, optimizer, scheduler, progress)
 
     try:
-        with stopped_by_lost_process():
+        with obeyed(), stopped_by_lost_process():
             yield save_checkpoint
     except (KeyboardInterrupt, Stopped, ConnectionError):
         save_checkpoint()
@@ -167,33 +166,3 @@ def full_disk_is_an_os_error(folder):
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def uninterrupted():
-    """Hold back Ctrl-C and SIGTERM until the end of the block, for what must happen whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    held = []
-    before = {number: signal.signal(number, lambda n, _: held.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if held:  # not where the block failed: its own error says more, and the state is not that of a whole step
-        raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def terminate_like_ctrl_c():
-    """SIGTERM ends the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,9 +1,12 @@
 """Manners of the command line: a mistake or an end is one line and an exit status, a traceback only with --debug."""
 
 import contextlib
+import io
+import json
 import os
 import signal
 import sys
+import time
 
 import config
 
@@ -47,13 +50,16 @@ def run_as_script(main, command):
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+    sys.stdout, sys.stderr = interrupted_by_a_lost_reader(sys.stdout, 1), interrupted_by_a_lost_reader(sys.stderr, 2)
     try:
         status = main(command)
     except (Exception, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C, or a lost reader, must not interrupt the ending
         if command.debug:
             raise
         complain(error)
         status = exit_message(error)[1]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if os.environ.get("WORLD_SIZE", "1") != "1":  # torch's threads of several processes may abort a normal exit
         sys.stdout.flush()
         sys.stderr.flush()
@@ -61,9 +67,36 @@ def run_as_script(main, command):
     sys.exit(status)
 
 
+class Pipe(io.FileIO):
+    """A pipe whose reader may go away, as that of `| head`: it is a Ctrl-C then, and what is written is dropped."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            signal.raise_signal(signal.SIGINT)
+            return len(data)
+
+
+def interrupted_by_a_lost_reader(stream, descriptor):
+    """The text stream stdout or stderr as it is for a terminal, over a Pipe for what may be one."""
+    if stream.isatty():
+        return stream
+    binary = io.BufferedWriter(Pipe(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(binary, stream.encoding, stream.errors, line_buffering=True)
+
+
 def complain(error, advice=""):
-    """Print the line about an error on stderr: once, where several processes have met the same one."""
+    """Print the line about an error on stderr: once, where several processes have met the same one.
+
+    torchrun's report, the last thing that it prints, shows it as the root cause where it is a failure.
+    """
     line, status = exit_message(error)
+    if status != 130 and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):  # set by torchrun
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": line + advice, "timestamp": int(time.time())}, file)
     rank = os.environ.get("RANK", "0")  # set by torchrun
     if rank == "0":
         print(line + advice, file=sys.stderr, flush=True)
@@ -86,5 +119,8 @@ def quit_on_interrupt():
 
 def quit_at_once(*_):
     """Handler of Ctrl-C while nothing would be lost."""
-    complain(KeyboardInterrupt())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"interrupted\n")  # print might be what was interrupted
     os._exit(130)

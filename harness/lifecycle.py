@@ -38,21 +38,21 @@ def conclude(run, weights, error, debug, show):
     exit_status = command_line.exit_message(error)[1] if error else 0
     status = "finished" if error is None else "interrupted" if exit_status == 130 else "failed"
     status = "diverged" if isinstance(error, FloatingPointError) else status
-    with contextlib.suppress(KeyboardInterrupt), checkpoints.uninterrupted():
-        if debug and error:
-            traceback.print_exception(error)
-        if error:
-            command_line.complain(error, advice_to_resume(run) if status == "interrupted" else "")
-        if rank() == 0:
-            # What failed has been said; a full disk or a folder gone would only be said again.
-            with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
-                rows = run_folder.read_metrics(run / "metrics.csv") if (run / "metrics.csv").exists() else []
-                summary = status_of(weights, status) | run_folder.summarise(rows)
-                write_json(run / "training_statistics.json", summary)
-                if status == "finished":
-                    checkpoints.drop(run)
-                if rows:
-                    show(run_folder.read(run))
+    if debug and error:
+        traceback.print_exception(error)
+    if error:
+        goes_on = status == "interrupted" or isinstance(error, OSError)  # a device, a disk: not the run's own fault
+        command_line.complain(error, advice_to_resume(run) if goes_on else "")
+    if rank() == 0:
+        # What failed has been said; a full disk or a folder gone would only be said again.
+        with contextlib.suppress(OSError, ValueError) if status == "failed" else contextlib.nullcontext():
+            rows = run_folder.read_metrics(run / "metrics.csv") if (run / "metrics.csv").exists() else []
+            summary = status_of(weights, status) | run_folder.summarise(rows)
+            write_json(run / "training_statistics.json", summary)
+            if status == "finished":
+                checkpoints.drop(run)
+            if rows:
+                show(run_folder.read(run))
     if status == "failed" and world_size() > 1:
         sys.exit(1)  # the others are waiting somewhere in this run
     return exit_status if exit_status in (0, 130) else 1
@@ -64,7 +64,7 @@ def status_of(weights, status):
 
 
 def advice_to_resume(run):
-    """Words to append to the line about an interrupted run; "" where it left no checkpoint."""
+    """Words to append to the line about how a run ended; "" where it left no checkpoint."""
     if not checkpoints.saved(run):
         return ""
     started = "python" if world_size() == 1 else f"torchrun --nproc_per_node={world_size()}"

@@ -1,6 +1,7 @@
 """How long the stages of a step take, and the progress bar."""
 
 import contextlib
+import os
 import re
 import sys
 import time
@@ -60,6 +61,8 @@ def progress_bar(total, done, unit="step", keep=None):
     options = {"dynamic_ncols": True}
     if not sys.stderr.isatty():
         options = {"file": PlainLines(sys.stderr), "mininterval": SECONDS_BETWEEN_LINES, "ncols": 0}
+    elif 0 in os.get_terminal_size(sys.stderr.fileno()):  # it does not know its size
+        options = {"ncols": 80, "nrows": 24}
     return tqdm(total=total, initial=done, unit=unit, leave=keep, disable=rank() > 0, **options)
 
 

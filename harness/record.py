@@ -26,6 +26,9 @@ class CsvFile:
             self.file.flush()
         except OSError as error:  # a full disk does not say which file
             raise OSError(error.errno, error.strerror, self.file.name) from None
+        path = Path(self.file.name)
+        if not path.exists():  # the system goes on writing to what has been deleted
+            raise FileNotFoundError(f"{path.parent}: the run folder is gone, or its {path.name}")
 
     @property
     def offset(self):

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import re
+import tempfile
 import time
 from pathlib import Path
 
@@ -32,6 +33,20 @@ PREDICTIONS = ["step", "example", "label", "margin"]  # columns of predictions.c
 
 
 # --- Writing
+
+
+def require_writable(results_dir):
+    """Raise ValueError where no run folder can be made in a results folder, which need not be there yet; leave it so.
+
+    A folder made and removed in what is there of its path: what the permissions say is not sure, for root above all.
+    """
+    there = next(path for path in (results_dir, *results_dir.parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=there):
+            pass
+    except OSError as error:
+        allowed = "must be a folder, or a new name, where folders can be made"
+        raise ValueError(f"RESULTS_DIR = {str(results_dir)!r}: {allowed}: {error.strerror}") from None
 
 
 def create(results_dir):

@@ -34,7 +34,7 @@ def run_study(runs, as_used, run_once):
     results_dir = Path(os.path.expanduser(runs[0].results_dir))
     finished, resumable = on_rank_zero(run_folder.find_finished_and_resumable, results_dir)
     skipped, failed, lowest_seed = len(todo.keys() & finished), [], min(run.seed for run in runs)
-    print(f"study:   {len(todo)} runs, {skipped} of them finished before", flush=True)
+    print(f"study:   {count_runs(len(todo))}, {skipped} of them finished before", flush=True)
     with progress_bar(len(todo), skipped, unit="run", keep=True) as bar:
         for key, (given, used) in todo.items():
             if key in finished:
@@ -52,11 +52,16 @@ def run_study(runs, as_used, run_once):
                 print("interrupted; the same command goes on with the runs that are missing")
                 return status
             failed += [name] * (status != 0)
-            bar.set_postfix_str(f"last: {name}")
+            bar.set_postfix_str(f"last: {name}", refresh=False)
             bar.update()
-    print(f"study finished, {len(failed)} runs failed{': ' if failed else ''}{'; '.join(failed)}")
+    print(f"study finished, {count_runs(len(failed))} failed{': ' if failed else ''}{'; '.join(failed)}")
     print(f"now: python analyze.py {shlex.quote(str(results_dir))}")
     return 1 if failed else 0
+
+
+def count_runs(number):
+    """A number of runs in words."""
+    return f"{number} run{'' if number == 1 else 's'}"
 
 
 def resume_or_begin(run_once, given, used, keep_model, folder):

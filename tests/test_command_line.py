@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+import time
 from typing import NamedTuple
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from harness import command_line
 
@@ -14,7 +16,17 @@ class Given(NamedTuple):
     debug: bool = False
 
 
-def ending(monkeypatch, error, debug=False):
+@pytest.fixture(autouse=True)
+def handlers_and_streams_are_put_back(monkeypatch):
+    """Which a script sets for as long as it lives."""
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # which can be reconfigured
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def ending(error, debug=False):
     """The exit status of a script whose main raises the error, or returns it where it is a number."""
 
     def main(command):
@@ -22,13 +34,8 @@ def ending(monkeypatch, error, debug=False):
             raise error
         return error
 
-    before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sys, "stdout", sys.__stdout__)  # which can be reconfigured
-    try:
-        with pytest.raises(SystemExit) as end:
-            command_line.run_as_script(main, Given(debug))
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit) as end:
+        command_line.run_as_script(main, Given(debug))
     return end.value.code
 
 
@@ -46,12 +53,13 @@ def ending(monkeypatch, error, debug=False):
         (ZeroDivisionError("division by zero"), 1, "error: ZeroDivisionError: division by zero; --debug shows where\n"),
     ],
 )
-def test_an_end_is_one_line_and_an_exit_status(monkeypatch, capsys, error, status, line):
-    assert ending(monkeypatch, error) == status
-    assert capsys.readouterr().err == line
+def test_an_end_is_one_line_and_an_exit_status(capfd, error, status, line):
+    assert ending(error) == status
+    assert capfd.readouterr().err == line
+    os.kill(os.getpid(), signal.SIGINT)  # nothing is left to interrupt
 
 
-def test_debug_lets_the_traceback_through(monkeypatch):
+def test_debug_lets_the_traceback_through():
     with pytest.raises(ZeroDivisionError):
         command_line.run_as_script(lambda command: 1 / 0, Given(debug=True))
 
@@ -65,32 +73,44 @@ def test_debug_lets_the_traceback_through(monkeypatch):
         (ZeroDivisionError("here alone"), "rank 1: error: ZeroDivisionError: here alone; --debug shows where\n"),
     ],
 )
-def test_another_rank_says_only_what_rank_zero_may_not_know(monkeypatch, capsys, error, shown):
+def test_another_rank_says_only_what_rank_zero_may_not_know(monkeypatch, capfd, error, shown):
     monkeypatch.setenv("RANK", "1")
     command_line.complain(error)
-    assert capsys.readouterr().err == shown
+    assert capfd.readouterr().err == shown
 
 
-def test_refused_settings_end_before_the_imports(capsys):
+def test_torchrun_is_told_what_failed_but_not_what_can_go_on(monkeypatch, tmp_path, capfd):
+    """In the file that it reads its report of the root cause from."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setenv("RANK", "1")
+    command_line.complain(KeyboardInterrupt())  # often of torchrun itself, since another process has failed
+    command_line.complain(command_line.Stopped("another process is gone"))
+    assert not file.exists()
+    command_line.complain(ValueError("SHOTS = 0: must be more"))
+    failure = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(file))
+    assert failure.message == "error: SHOTS = 0: must be more" and abs(failure.timestamp - time.time()) < 60
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "error.json"))
+    command_line.complain(ValueError("SHOTS = 0: must be more"))  # the report lacks it, that is all
+
+
+def test_refused_settings_end_before_the_imports(capfd):
     def refuse(argv):
         raise ValueError(f"no {argv[0]}")
 
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as end:
-            command_line.parse_or_exit(["flag"], refuse)
-        assert end.value.code == 2 and capsys.readouterr().err == "error: no flag\n"
-        assert command_line.parse_or_exit(["flag"], lambda argv: argv) == ["flag"]
-        assert signal.getsignal(signal.SIGINT) is command_line.quit_at_once
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit) as end:
+        command_line.parse_or_exit(["flag"], refuse)
+    assert end.value.code == 2 and capfd.readouterr().err == "error: no flag\n"
+    assert command_line.parse_or_exit(["flag"], lambda argv: argv) == ["flag"]
+    assert signal.getsignal(signal.SIGINT) is command_line.quit_at_once
 
 
-def test_ctrl_c_while_loading_ends_at_once_and_only_then(monkeypatch, capsys):
+def test_ctrl_c_while_loading_ends_at_once_and_only_then(monkeypatch, capfd):
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
     before = signal.getsignal(signal.SIGINT)
     with command_line.quit_on_interrupt():
         os.kill(os.getpid(), signal.SIGINT)
-    assert left == [130] and capsys.readouterr().err == "interrupted\n"
+    assert left == [130] and capfd.readouterr().err == "interrupted\n"
     assert signal.getsignal(signal.SIGINT) is before

@@ -28,6 +28,7 @@ from conftest import (
 )
 
 import config
+import model_utils
 import train
 from harness import checkpoints, run_folder
 
@@ -65,7 +66,7 @@ reading, writing = os.pipe()
 if not os.fork():  # what it says goes into a pipe, which has no limit
     os.dup2(writing, 1)
     os.dup2(writing, 2)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
 os.close(writing)
@@ -107,27 +108,55 @@ def test_a_disk_that_fills_up_keeps_the_checkpoints_before(tiny_flags, tmp_path,
     assert run_training(["--resume", str(run)]) == 0  # when there is room again
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tiny_flags, tmp_path):
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    locked.chmod(0o500)
-    place = locked if os.geteuid() else "/proc/results"  # root may write anywhere but there
-    status, _, err = run_script("train.py", *tiny_flags, "--results_dir", place)
-    assert status == 2 and str(place) in one_error(err)
+@pytest.mark.parametrize("study", [[], ["--seeds", "0-1"]])
+@pytest.mark.parametrize("place", ["a file", "a file/below", "locked", "locked/a/b"])
+def test_a_results_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(
+    tiny_flags, tmp_path, monkeypatch, place, study
+):
+    (tmp_path / "a file").write_text("text")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    place = str(tmp_path / place)
+    if "locked" in place and not os.geteuid():
+        place = place.replace(str(tmp_path / "locked"), "/proc")  # root may write anywhere but there
+    monkeypatch.setattr(model_utils, "load_or_stand_in", None)
+    monkeypatch.setattr(model_utils, "resolve_stand_ins", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"^RESULTS_DIR = '{place}': must be a folder, .* made: [A-Z]") as found:
+        run_training([*tiny_flags, "--results_dir", place, *study])
+    assert "\n" not in str(found.value) and sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_run_folder_deleted_meanwhile_is_one_line(tiny_flags, tmp_path, monkeypatch, capsys):
-    real = train.measure_gradients
+def test_a_results_folder_is_tried_without_a_trace(tmp_path):
+    run_folder.require_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
-    def measure(gradients, backend, settings, step, learning_rate):
-        if step == 3:
-            shutil.rmtree(only_run(tmp_path / "results"))
-        return real(gradients, backend, settings, step, learning_rate)
 
-    monkeypatch.setattr(train, "measure_gradients", measure)
-    assert run_training([*tiny_flags, *LONG]) == 1
-    assert "the run folder is gone" in one_error(capsys.readouterr().err)
-    assert not any((tmp_path / "results").iterdir())
+@pytest.mark.parametrize(
+    ("place", "steps"),
+    [("train.measure_gradients", 1), ("train.evaluate", 0), ("checkpoints.save_model", 2), ("train.save_model", 3)],
+)
+def test_a_run_folder_deleted_meanwhile_ends_the_run_at_its_next_write(
+    tiny_flags, tmp_path, monkeypatch, capsys, place, steps
+):
+    """In a step, an evaluation, the middle of a checkpoint, or before the model is saved. steps: those that began."""
+    module, name = place.split(".")
+    module, begun = {"train": train, "checkpoints": checkpoints}[module], []
+    real, real_step = getattr(module, name), train.accumulate_gradients
+
+    def delete_before(*given):
+        shutil.rmtree(tmp_path / "results", ignore_errors=True)
+        return real(*given)
+
+    def begin(*given):
+        begun.append(None)
+        return real_step(*given)
+
+    monkeypatch.setattr(module, name, delete_before)
+    monkeypatch.setattr(train, "accumulate_gradients", begin)
+    assert run_training([*tiny_flags, "--checkpoint_every", "2"]) == 1
+    assert len(begun) == steps
+    assert str(tmp_path / "results" / "run_") in one_error(capsys.readouterr().err)
+    assert not (tmp_path / "results").exists()
 
 
 # --- Clocks and names
@@ -213,7 +242,7 @@ def test_symlinks_are_followed_and_never_emptied(tiny_flags, tmp_path, monkeypat
     assert (run / "model" / "model.safetensors").is_file() and not (run / "model").is_symlink()
     dangling = tmp_path / "dangling"
     dangling.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': must be a folder, or a new name"):
+    with pytest.raises(ValueError, match=r"RESULTS_DIR = .*dangling': must be a folder, or a new name.*: No such file"):
         run_training([*tiny_flags, "--results_dir", dangling])
 
 

@@ -48,14 +48,23 @@ def test_a_traceback_with_debug_alone(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("error", "stays"),
-    [(None, False), (KeyboardInterrupt(), True), (FloatingPointError("nan"), True), (ValueError("bug"), True)],
+    [
+        (None, False),
+        (KeyboardInterrupt(), True),
+        (devices.DeviceError("job 7 failed"), True),
+        (OSError(28, "No space left on device", "a"), True),
+        (FloatingPointError("nan"), True),
+        (ValueError("bug"), True),
+    ],
 )
-def test_only_a_finished_run_loses_its_checkpoints(tmp_path, capsys, error, stays):
+def test_only_a_finished_run_loses_its_checkpoints_and_how_to_go_on_is_said_where_it_helps(
+    tmp_path, capsys, error, stays
+):
     (tmp_path / "checkpoint" / "step_00000004").mkdir(parents=True)
     conclude(tmp_path, error)
     assert (tmp_path / "checkpoint").exists() == stays
     advised = f"; to go on: python train.py --resume {tmp_path}" in capsys.readouterr().err
-    assert advised == isinstance(error, KeyboardInterrupt)
+    assert advised == isinstance(error, KeyboardInterrupt | OSError)
 
 
 def test_a_run_folder_that_is_gone_is_told_once(tmp_path, capsys):

@@ -1,5 +1,8 @@
 """The timer of a step's stages, and the progress bar."""
 
+import os
+import sys
+
 import pytest
 import torch
 from conftest import read_json, run_script
@@ -68,6 +71,23 @@ def test_a_log_gets_plain_lines_and_the_last_one_is_the_summarys(tiny_flags, tmp
     assert "3/3" in last and f"acc={statistics['evaluations'][-1]['accuracy']:.3f}" in last
     assert f"mean cosine of update and gradient {statistics['mean_cosine']:.3f}" in out
     assert out.splitlines()[-1] == f"next: python analyze.py {run}"
+
+
+@pytest.mark.parametrize("size", [(0, 0), (40, 100)])
+def test_a_terminal_gets_a_bar_even_where_it_does_not_know_its_size(monkeypatch, size):
+    """As that of `script`, and of some containers."""
+    termios = pytest.importorskip("termios")
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, size)
+    with open(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with progress.progress_bar(total=3, done=0) as bar:
+            bar.update(3)
+        shown = ""
+        while not shown.endswith("\n"):
+            shown += os.read(ours, 10_000).decode(errors="replace")
+    os.close(ours)
+    assert "0/3" in shown and "3/3" in shown.rstrip().rpartition("\r")[2]
 
 
 def test_many_steps_are_few_lines(capsys):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 
 import pytest
 
@@ -37,6 +38,17 @@ def test_a_disk_that_is_full_names_the_file():
         CsvFile(file, ["step"]).write({"step": 1})
     with contextlib.suppress(OSError):
         file.close()
+
+
+def test_a_folder_that_is_gone_ends_the_next_write(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with open_record(run, [], {}) as record:
+        record.metrics.write({"step": 1})
+        shutil.rmtree(run)
+        with pytest.raises(FileNotFoundError, match=rf"^{run}: the run folder is gone, or its metrics.csv$"):
+            record.metrics.write({"step": 2})
+    assert not run.exists()
 
 
 def test_a_record_goes_on_from_its_offsets_by_file(tmp_path):

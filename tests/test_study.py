@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import end_weights, metric_rows, only_run, read_json, run_training
+from conftest import end_weights, metric_rows, only_run, read_json, run_training, stop_at
 
 import config
 import model_utils
@@ -171,10 +171,18 @@ def test_one_failed_run_does_not_lose_the_others_and_is_tried_again(tiny_flags, 
     study = [*tiny_flags, "--update_rules", "quantum,exact", "--seeds", "0-1"]
     monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", fails_for_seed_0)
     assert run_training(study) == 1
-    assert "2 runs failed: quantum, seed 0; exact, seed 0" in capsys.readouterr().out
+    assert "study finished, 2 runs failed: quantum, seed 0; exact, seed 0\n" in capsys.readouterr().out
     monkeypatch.setattr(quantum_circuits, "quantum_parameter_update", real)
     assert run_training(study) == 0
     assert "4 runs, 2 of them finished before" in capsys.readouterr().out
+
+
+def test_one_run_is_singular(tiny_flags, monkeypatch, capsys):
+    stop_at(monkeypatch, 2, FloatingPointError("the loss is not finite"))
+    assert run_training([*tiny_flags, "--update_rule", "classical", "--shots", "1,2"]) == 1  # which it does not have
+    out = capsys.readouterr().out
+    assert "study:   1 run, 0 of them finished before\n" in out
+    assert "study finished, 1 run failed: classical, seed 42\n" in out
 
 
 def test_an_interrupted_study_stops_and_goes_on(tiny_flags, tmp_path, monkeypatch, capsys):
