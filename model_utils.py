@@ -392,7 +392,7 @@ def load_or_stand_in(settings, given, warn=print):
 
 
 def with_learning_rate(settings, given):
-    """The settings with the learning rate of the embedded model where that is used, and none was given as a flag."""
+    """The settings with EMBEDDED_LEARNING_RATE where that model is used and the user has not chosen a LEARNING_RATE."""
     if settings.model_name == "embedded" and "learning_rate" not in given:
         return settings._replace(learning_rate=settings.embedded_learning_rate)
     return settings

@@ -418,6 +418,19 @@ def test_a_revision_of_what_is_local_is_refused(tiny_model, tiny_data):
         model_utils.load_data(config.load([*flags, "--dataset_revision", "v1"]))
 
 
+def test_a_chosen_learning_rate_wins_over_that_of_the_embedded_model(monkeypatch):
+    def used(*flags):
+        command = config.parse(["--model_name", "embedded", *flags])
+        return [model_utils.with_learning_rate(run, command.given).learning_rate for run in command.runs]
+
+    assert used() == [2e-4] and used("--learning_rate", "5e-5") == [5e-5]
+    assert used("--embedded_learning_rate", "1e-4") == [1e-4]
+    monkeypatch.setattr(config, "LEARNING_RATE", 1e-3)
+    assert used() == [1e-3] and used("--embedded_learning_rate", "1e-4") == [1e-4]
+    monkeypatch.setattr(config, "LEARNING_RATE", [5e-5, 1e-3])
+    assert used() == [5e-5, 1e-3]
+
+
 def test_longest_inputs_of_each_family():
     assert 64 in model_utils.positions(small_model("distilbert", max_position_embeddings=64))
     roberta = small_model("roberta", max_position_embeddings=34)
