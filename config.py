@@ -141,6 +141,7 @@ _UNCHANGED_LEARNING_RATE = 5e-5  # any other LEARNING_RATE has been chosen by th
 
 FILE_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")  # of local data
 
+GLUE_NAMES = ("glue", "nyu-mll/glue")  # as settings may call it, and as the hub does
 # The classification tasks of GLUE (stsb is a regression): number of classes, and columns of text.
 GLUE = {
     "cola": (2, ("sentence",)),
@@ -232,7 +233,7 @@ def is_local(name):
 
 def is_glue(dataset_name):
     """Whether DATASET_NAME is GLUE of the hub."""
-    return dataset_name in ("glue", "nyu-mll/glue") and not is_local(dataset_name)
+    return dataset_name in GLUE_NAMES and not is_local(dataset_name)
 
 
 def settings_that_affect_result(settings):

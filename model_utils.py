@@ -21,7 +21,7 @@ from harness import hub
 
 # Data sets that the hub used to list without their owner.
 HUB_IDS = {
-    "glue": "nyu-mll/glue",
+    "glue": config.GLUE_NAMES[1],
     "sst2": "stanfordnlp/sst2",
     "imdb": "stanfordnlp/imdb",
     "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
@@ -47,7 +47,11 @@ ATTENTION_WEIGHTS = (
 
 
 class OutOfReach(ValueError):
-    """The hub cannot give what was named."""
+    """The hub cannot give `what`, as messages name it, for this reason."""
+
+    def __init__(self, what, reason):
+        super().__init__(f"{what}: {reason}")
+        self.reason = reason
 
 
 class Example(NamedTuple):
@@ -207,8 +211,8 @@ def read_hub(settings):
     try:
         splits = datasets.load_dataset(hub_id, subset or None, revision=revision or None)
     except Exception as error:  # the hub's libraries raise many kinds; each means that the data cannot be had
-        why = hub.hub_reason(error, problem)
-        raise OutOfReach(f"DATASET_NAME = {name!r}, DATASET_CONFIG = {subset!r}: {why}") from error
+        what = f"DATASET_NAME = {name!r}, DATASET_CONFIG = {subset!r}"
+        raise OutOfReach(what, hub.hub_reason(error, problem)) from error
     evaluation = next((split for split in EVALUATION_SPLITS if split in splits), None)
     if "train" not in splits or evaluation is None:
         raise ValueError(f"DATASET_NAME = {name!r}: must have train and validation or test, has {', '.join(splits)}")
@@ -352,7 +356,7 @@ def load_model(settings):
     except Exception as error:  # loaders raise many kinds; each means that this model cannot be had
         if local:
             raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: {error}") from error
-        raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded: {hub.hub_reason(error, problem)}") from error
+        raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded", hub.hub_reason(error, problem)) from error
     refuse_bad_weights(name, settings.num_labels, model, loaded, own_config)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ValueError(f"MODEL_NAME = {name!r}: its tokenizer knows no words, must have its tokenizer's files")
@@ -399,17 +403,18 @@ def load_or_stand_in(settings, given, warn=print):
     """(settings, data, model, tokenizer, model source), settings as they are really used.
 
     Where the hub cannot give the published model or data, the embedded ones stand in, and `warn` is called with a loud
-    line. What the user named (`given`: the settings on the command line; or another name in config.py) is never
-    replaced: OutOfReach.
+    line for each; a reason that both share stands in the last. What the user named (`given`, see config.Command; or
+    another name in config.py) is never replaced: OutOfReach.
     """
     named = (settings.dataset_name, settings.dataset_config)
     named_by_user = given & {"dataset_name", "dataset_config"} or settings.dataset_revision
+    reasons = {}
     try:
         data = load_data(settings)
     except OutOfReach as why:
         if named != PUBLISHED_DATA or named_by_user:
             raise
-        warn(loud(f"the embedded sentences stand in for {' '.join(named)}: {why}"))
+        reasons[f"the embedded sentences stand in for {' '.join(named)}"] = why.reason
         settings = settings._replace(dataset_name="embedded", dataset_config="")
         data = load_data(settings)
         data.source["stands_in_for"] = " ".join(named)
@@ -420,10 +425,13 @@ def load_or_stand_in(settings, given, warn=print):
     except OutOfReach as why:
         if settings.model_name != PUBLISHED_MODEL or "model_name" in given or settings.model_revision:
             raise
-        warn(loud(f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run: {why}"))
+        reasons[f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run"] = why.reason
         stands_in_for = {"stands_in_for": settings.model_name}
         settings = settings._replace(model_name="embedded")
         model, tokenizer, source = load_model(settings)
+    last_with = {reason: line for line, reason in reasons.items()}
+    for line, reason in reasons.items():
+        warn(loud(f"{line}: {reason}" if line == last_with[reason] else line))
     return with_learning_rate(settings, given), data, model, tokenizer, source | stands_in_for
 
 
@@ -435,7 +443,7 @@ def with_learning_rate(settings, given):
 
 
 def loud(text):
-    """A line that is not overlooked."""
+    """The text as one line between asterisks, for what must not be missed among the other lines of a run."""
     return f"*** {' '.join(text.split())} ***"
 
 

@@ -40,14 +40,15 @@ def joint_shots(probabilities, eigenvalues, shots, generator):
 
 
 def independent_shots(probabilities, eigenvalues, shots, generator):
-    """The same with each qubit's count drawn by itself: the same single-qubit means, no correlations."""
+    """Means as those of joint_shots, whose arguments it takes, with each qubit's count drawn by itself from its own
+    distribution: every qubit alone behaves as there, no two are correlated."""
     ones = ((1 + probabilities @ eigenvalues) / 2).clip(0, 1)
     per_group = np.reshape(shots, (-1, 1))
     return 2 * generator.binomial(per_group, ones) / per_group - 1
 
 
 def exact_means(probabilities, eigenvalues, shots, generator):
-    """The means themselves: infinitely many shots."""
+    """Expectation values of -Z_i, float64 (groups, n): the means of joint_shots with infinitely many shots."""
     return probabilities @ eigenvalues
 
 

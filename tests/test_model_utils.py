@@ -345,6 +345,18 @@ def test_a_server_that_does_not_speak_http_is_out_of_reach(hub_socket):
     assert hub.hub_problem("a/config.json") == "the hub cannot be reached"
 
 
+def test_one_reason_for_two_stand_ins_is_said_once(monkeypatch):
+    monkeypatch.setattr(hub, "HUB_PROBLEMS", ["the hub cannot be reached"])
+    lines, command = [], config.parse(["--num_qubits", "3"])
+    _, data, *_, source = model_utils.load_or_stand_in(command.runs[0], command.given, lines.append)
+    assert (data.source["stands_in_for"], source["stands_in_for"]) == ("glue sst2", "distilbert-base-uncased")
+    assert len(lines) == 2 and "NOT a DistilBERT run: the hub cannot be reached" in lines[1]
+    assert "glue sst2" in lines[0] and " ".join(lines).count("cannot be reached") == 1
+    lines.clear()
+    model_utils.load_or_stand_in(command.runs[0]._replace(model_name="embedded"), command.given, lines.append)
+    assert len(lines) == 1 and "the hub cannot be reached" in lines[0]
+
+
 def test_a_hub_switched_off_is_said_to_be(monkeypatch):
     monkeypatch.setattr(hub, "HUB_PROBLEMS", [])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
