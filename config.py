@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from update_rules import RULES
+from update_rules import RULES, joint_shots
 
 # --- Model
 MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id, local folder, or "embedded"
@@ -405,7 +405,7 @@ def check_together(settings, given):
             value = getattr(settings, name)
             raise ValueError(f"{name.upper()} = {value!r} with BACKEND = 'aer': must be left out, it is for devices")
     elif backend != "aer" and rule.measures:
-        if settings.update_rule != "quantum":
+        if rule.draw is not joint_shots:
             raise ValueError(
                 f"UPDATE_RULE = {settings.update_rule!r} with BACKEND = {backend!r}: must be quantum, or one without "
                 "circuits; devices measure all qubits with finitely many shots"

@@ -318,6 +318,7 @@ def quantum_parameter_update(
     groups=None,
     weights=None,
     share=(0, 1),
+    transform=None,
 ):
     """The update of one weight tensor, learning_rate * (gradient as measured), to be subtracted from the weights.
 
@@ -331,6 +332,7 @@ def quantum_parameter_update(
     groups: the groups to measure, int64 tensor, each once; the others get no update. None is all of them.
     weights: factors of the updates of `groups`, float64 tensor, such as 1 / chance of being chosen. None is 1.
     share: (which, of), ints: measure only this part of them, so that the updates of all shares add up to the whole one.
+    transform: function that makes something else of the measured gradient, see update_rules.Rule.
 
     Returns (update, Usage of the share); update has the shape, dtype and device of gradient and is a function of the
     arguments alone.
@@ -373,7 +375,10 @@ def quantum_parameter_update(
         means, *used = backend.measure(x, taken, seed, first)
         if weights is not None:
             scales = scales * weights[rows, None].numpy()
-        measured[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(measured.dtype)
+        decoded = decode(means, scales, ansatz.inverse)
+        if transform is not None:
+            decoded = transform(decoded, scales)
+        measured[rows] = torch.from_numpy(learning_rate * decoded).to(measured.dtype)
         last = len(all_groups) - 1  # the group that is padded
         padded = rows.stop > last if groups is None else bool((groups[rows] == last).any())
         return len(x) * n - num_padded * padded, *used
