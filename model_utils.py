@@ -476,7 +476,7 @@ def attention_weights(model, layers, pattern=""):
     if not found or min(map(len, found.values())) < (2 if fused else 4):
         raise ValueError(
             f"ATTENTION_LAYERS: the attention weights of a {model.config.model_type} model are not known here, set "
-            f'ATTENTION_LAYERS = "all" and ATTENTION_PATTERN to a regular expression that chooses from {choices}'
+            f"ATTENTION_PATTERN to a regular expression that chooses from {choices}"
         )
     total, note = len(found), ""
     if model.config.model_type == "albert":
