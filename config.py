@@ -1,7 +1,8 @@
 """Settings. Edit a value here, or give it for one run: `python train.py --num_epochs 5`.
 
-Every setting is one line: name, value, meaning. `parse` checks them all against _LIMITS and returns them as immutable
-namedtuples, whose fields are the names in lower case; no other module reads the constants themselves.
+Every setting is one line: name, value, meaning. A list of numbers in place of a number (`SHOTS = [10, 100]`) is a study
+of several runs. `parse` checks them all against _LIMITS and returns them as immutable namedtuples, whose fields are the
+names in lower case; no other module reads the constants themselves.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from update_rules import RULES
+from update_rules import RULES, joint_shots
 
 # --- Model
 MODEL_NAME = "distilbert-base-uncased"  # sequence-classification model: hub id, local folder, or "embedded"
@@ -41,7 +42,7 @@ BATCH_SIZE = 8  # examples that run through the model at once
 ACCUMULATION_STEPS = 1  # batches whose gradients are averaged for one step; 1 = off
 MAX_GRADIENT_NORM = 0  # the gradient of all weights together is scaled down to this norm before the circuits; 0 = off
 LEARNING_RATE = 5e-5  # AdamW learning rate at the start, decays linearly to 0
-EMBEDDED_LEARNING_RATE = 2e-4  # the same for the embedded model, which is small; --learning_rate overrides both
+EMBEDDED_LEARNING_RATE = 2e-4  # the same for the embedded model, unless you change LEARNING_RATE, here or by a flag
 WEIGHT_DECAY = 0.01  # AdamW weight decay; 0 = off
 SEED = 42  # draws splits, head, data order, dropout and shots; another seed, another run
 UPDATE_RULES = []  # a study: these rules, each with every seed; [] = UPDATE_RULE alone
@@ -55,10 +56,10 @@ AUTOCAST = "off"  # precision of the model's matrix products: "off" (float32) or
 UPDATE_RULE = "quantum"  # what the selected weights get: quantum, or a control: see update_rules.py
 QUANTUM_OPTIMIZER = "sgd"  # "sgd": w -= QUANTUM_LEARNING_RATE * measured gradient; "adamw": AdamW steps on it
 QUANTUM_LEARNING_RATE = 0.01  # learning rate of "sgd" at the start
-QUANTUM_SCHEDULE = "linear"  # what becomes of it: "linear" decays to 0, as AdamW's; "constant"
+QUANTUM_SCHEDULE = "linear"  # QUANTUM_LEARNING_RATE over the steps: "linear" decays to 0, as AdamW's; "constant" stays
 CIRCUIT = "graph"  # circuit by name: graph, product (no entangler), chain, literal, or one you add
 NUM_QUBITS = 5  # qubits per circuit = weights per circuit
-SHOTS = 1000  # measurements per circuit; more shots, less noise; the mean with "optimal" below, where 0.1 is possible
+SHOTS = 1000  # measurements per circuit; more shots, less noise; a mean, maybe below 1, if SHOT_ALLOCATION = "optimal"
 SHOT_ALLOCATION = "equal"  # "equal": SHOTS for every circuit; "optimal": the same total, more where more noise is
 ENTANGLING_ANGLE = math.pi / 4  # angle of the ring of RZZ gates in "graph", radians; 0 = no entanglement
 NORMALIZATION = "group"  # scale of the encoding, max |gradient| of: "group" (one circuit) or "tensor" (one weight)
@@ -134,9 +135,13 @@ _LIMITS = {
 }
 _DEVICE_SETTINGS = {"device_groups", "device_selection", "device_noise", "mitigation", "dynamical_decoupling"}
 _DEVICE_SETTINGS |= {"twirling", "max_qpu_seconds", "dry_run"}
+_NUMBERS = {name for name, (kind, *_) in _LIMITS.items() if kind in ("a whole number", "a number")}
+_SEVERAL = {"SEED": "SEEDS", "UPDATE_RULE": "UPDATE_RULES"}
+_UNCHANGED_LEARNING_RATE = 5e-5  # any other LEARNING_RATE has been chosen by the user
 
 FILE_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")  # of local data
 
+GLUE_NAMES = ("glue", "nyu-mll/glue")  # as settings may call it, and as the hub does
 # The classification tasks of GLUE (stsb is a regression): number of classes, and columns of text.
 GLUE = {
     "cola": (2, ("sentence",)),
@@ -157,8 +162,8 @@ class Command(NamedTuple):
     """A command line, read once.
 
     argv: tuple of str, without the program's name. runs: the Settings of every run, a list; several are a study.
-    given: names (lower case) of the settings that are flags in argv. resume: what --resume names, or None.
-    debug: whether errors are shown with a traceback.
+    given: names (lower case) of the settings that are flags in argv, and learning_rate where config.py has another than
+    the published one. resume: what --resume names, or None. debug: whether errors are shown with a traceback.
     """
 
     argv: tuple
@@ -182,26 +187,22 @@ def load(argv=()):
 def parse(argv=()):
     """The Command of argv; raises and exits as `load` does.
 
-    Its runs are all combinations of UPDATE_RULES, SEEDS and each numeric flag given as a list (`--shots 10,100`), seed
-    by seed, so that a study stopped halfway holds whole pairs.
+    Its runs are all combinations of UPDATE_RULES, SEEDS and each number given as a list (`--shots 10,100`), seed by
+    seed, so that a study stopped halfway holds whole pairs.
     """
-    values = {name: value for name, value in globals().items() if name in _LIMITS or _is_constant(name)}
+    constants = {name: value for name, value in globals().items() if name.isupper() and not name.startswith("_")}
+    values = {name: v for name, v in constants.items() if name in _LIMITS or not isinstance(v, dict | tuple)}
     for name in values.keys() - _LIMITS.keys():
         raise ValueError(f"{name} = {values[name]!r}: unknown setting in config.py{_nearest(name, _LIMITS)}")
     for name in _LIMITS.keys() - values.keys():
         raise ValueError(f"{name} is missing from config.py: must be {_requirement(name)}")
     flags = vars(_parser().parse_args(list(argv)))
     resume, debug = flags.pop("resume", None), flags.pop("debug", False)
-    sweeps = {}
-    for flag, text in flags.items():
-        name = flag.upper()
-        parts = [part.strip() for part in text.split(",")]
-        if _LIMITS[name][0] in ("a whole number", "a number") and len(parts) > 1:
-            sweeps[name] = [_checked(name, _from_text(name, part)) for part in parts]
-        else:
-            values[name] = _from_text(name, text)
+    values |= {flag.upper(): _from_text(flag.upper(), text) for flag, text in flags.items()}
+    lists = {name for name, value in values.items() if value and isinstance(value, list | tuple)}
+    sweeps = {name: [_checked(name, v) for v in values[name]] for name in _LIMITS if name in lists & _NUMBERS}
     checked = {name: _checked(name, values[name]) for name in _LIMITS if name not in sweeps}
-    for several, single in (("SEEDS", "SEED"), ("UPDATE_RULES", "UPDATE_RULE")):
+    for single, several in _SEVERAL.items():
         if several.lower() in flags and not checked[several]:
             raise ValueError(f"{several} = []: must name at least one; without the flag {single} alone counts")
         if single in sweeps and checked[several]:
@@ -214,9 +215,14 @@ def parse(argv=()):
         settings = Settings(**{name.lower(): run[name] for name in _LIMITS})
         if _ignores_dataset_config(settings, flags):
             settings = settings._replace(dataset_config="")
+        if settings.attention_pattern and "attention_layers" not in flags:
+            settings = settings._replace(attention_layers="all")
         check_together(settings, flags if resume is None else None)
         runs.append(settings)
-    return Command(tuple(argv), runs, frozenset(flags), resume, debug)
+    given = set(flags)
+    if resume is None and values["LEARNING_RATE"] != _UNCHANGED_LEARNING_RATE and "embedded_learning_rate" not in flags:
+        given.add("learning_rate")
+    return Command(tuple(argv), runs, frozenset(given), resume, debug)
 
 
 def is_local(name):
@@ -227,7 +233,7 @@ def is_local(name):
 
 def is_glue(dataset_name):
     """Whether DATASET_NAME is GLUE of the hub."""
-    return dataset_name in ("glue", "nyu-mll/glue") and not is_local(dataset_name)
+    return dataset_name in GLUE_NAMES and not is_local(dataset_name)
 
 
 def settings_that_affect_result(settings):
@@ -259,9 +265,11 @@ class OneLineParser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show where an error comes from")
 
     def error(self, message):
-        flags = [word for word in message.split() if word.startswith("--")]
-        known = self._option_string_actions
-        hint = _nearest(flags[0], known) if flags and flags[0].rstrip(":") not in known else ""
+        words = [re.split("[=:]", word)[0] for word in message.split()]
+        flags = [word for word in words if word.startswith("--")]
+        hint = _nearest(flags[0], self._option_string_actions) if flags else ""
+        if message.startswith("unrecognized") and not flags:
+            hint = " (several values are joined by commas, such as 10,100)"
         raise ValueError(f"{' '.join(message.split())}{hint}; --help lists the flags")
 
 
@@ -281,13 +289,11 @@ def _parser():
     return parser
 
 
-def _is_constant(name):
-    return name.isupper() and not name.startswith("_") and name not in ("GLUE", "RULES", "FILE_ENDINGS")
-
-
 def _nearest(name, names):
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    """A hint at the one of the names that was meant, by its initials (lr) or by likeness; "" where there is none."""
+    initials = {"".join(re.findall("(?<![a-z])[a-z]", known.lower())): known for known in names}
+    meant = initials.get(name.lower().strip("-")) or next(iter(difflib.get_close_matches(name, names, n=1)), name)
+    return f" (did you mean {meant}?)" if meant != name else ""
 
 
 def _requirement(name):
@@ -302,6 +308,8 @@ def _requirement(name):
 def _from_text(name, text):
     """A flag's text as a value of the setting's kind; what cannot be read stays text, for _checked to refuse."""
     kind = _LIMITS[name][0]
+    if name in _NUMBERS and "," in text:
+        return [_from_text(name, part.strip()) for part in text.split(",")]
     try:
         if kind == "a whole number":
             return int(text)
@@ -329,7 +337,6 @@ def _numbers(text):
 
 def _checked(name, value):
     kind, *bounds = _LIMITS[name]
-    refused = ValueError(f"{name} = {value!r}: must be {_requirement(name)}")
     if kind == "one of":
         valid = isinstance(value, str) and value in bounds
     elif kind == "a whole number":
@@ -357,7 +364,11 @@ def _checked(name, value):
         except re.error:
             valid = False
     if not valid:
-        raise refused
+        if kind == "a number" and isinstance(value, float) and value.is_integer():
+            value = int(value)  # `--shots 0` is read as 0.0
+        several = name in _SEVERAL and re.search(".[,-]", str(value))
+        hint = f"; several make a study: {_SEVERAL[name]}" if several else ""
+        raise ValueError(f"{name} = {value!r}: must be {_requirement(name)}{hint}")
     if name == "SHOTS" and value == int(value):
         return int(value)
     return tuple(value) if isinstance(value, list) else value
@@ -394,7 +405,7 @@ def check_together(settings, given):
             value = getattr(settings, name)
             raise ValueError(f"{name.upper()} = {value!r} with BACKEND = 'aer': must be left out, it is for devices")
     elif backend != "aer" and rule.measures:
-        if settings.update_rule != "quantum":
+        if rule.draw is not joint_shots:
             raise ValueError(
                 f"UPDATE_RULE = {settings.update_rule!r} with BACKEND = {backend!r}: must be quantum, or one without "
                 "circuits; devices measure all qubits with finitely many shots"

@@ -7,6 +7,7 @@ first two read HF_HUB_OFFLINE once, at import, after hub.hub_problem has had the
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from harness import hub
 
 # Data sets that the hub used to list without their owner.
 HUB_IDS = {
-    "glue": "nyu-mll/glue",
+    "glue": config.GLUE_NAMES[1],
     "sst2": "stanfordnlp/sst2",
     "imdb": "stanfordnlp/imdb",
     "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
@@ -46,7 +47,11 @@ ATTENTION_WEIGHTS = (
 
 
 class OutOfReach(ValueError):
-    """The hub cannot give what was named."""
+    """The hub cannot give `what`, as messages name it, for this reason."""
+
+    def __init__(self, what, reason):
+        super().__init__(f"{what}: {reason}")
+        self.reason = reason
 
 
 class Example(NamedTuple):
@@ -81,8 +86,10 @@ def load_data(settings):
     else:
         train, evaluation, source = read_hub(settings)
     columns = text_columns(settings, train.columns)
-    drawn = [draw_examples(train, columns, settings, "TRAIN_SIZE")]
-    drawn.append(draw_examples(evaluation, columns, settings, "EVAL_SIZE"))
+    sizes = {"TRAIN_SIZE": train, "EVAL_SIZE": evaluation}
+    if wrong := [line for name, rows in sizes.items() for line in misfits(rows, columns, settings, name)]:
+        raise ValueError("; ".join(wrong))
+    drawn = [draw_examples(rows, columns, settings, name) for name, rows in sizes.items()]
     digest = hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
     sizes = {"training_examples": len(drawn[0]), "evaluation_examples": len(drawn[1])}
     return Data(*drawn, source | sizes | {"columns": columns, "sha256_of_examples": digest})
@@ -119,48 +126,75 @@ def read_local(path, seed):
 def read_table(path):
     """Read one local file, by its ending: a pandas.DataFrame of Python objects, None where a cell is missing.
 
-    Its index counts rows from 0 and has the path as its name, for messages. Raises ValueError, in one line.
+    Its index is what an editor shows as the first line of each row, and named by the path; see `place`. Of a parquet
+    file it counts rows. Raises ValueError, in one line.
     """
     import pandas
 
     if path.suffix not in config.FILE_ENDINGS:
         raise ValueError(f"DATASET_NAME = {str(path)!r}: must end in one of {', '.join(config.FILE_ENDINGS)}")
     try:
-        text = "" if path.suffix == ".parquet" else path.read_bytes().decode().removeprefix("\ufeff")
         if path.suffix == ".parquet":
             rows = pandas.read_parquet(path, to_pandas_kwargs={"ignore_metadata": True}).astype(object)
-        elif path.suffix in (".jsonl", ".json"):  # pandas.read_json would change types, and not name the bad line
-            rows = pandas.DataFrame(read_json_lines(text), dtype=object)
+            rows.index = range(1, len(rows) + 1)
         else:
-            # The header is read as a row: of a header, pandas renames repeated names and, if the first row is longer,
-            # makes an index. Only the Python engine tells a missing field, None, from an empty one.
-            dialect = {"header": None, "dtype": object, "keep_default_na": False, "engine": "python"}
-            if path.suffix == ".tsv":  # as GLUE writes it
-                dialect |= {"sep": "\t", "quoting": csv.QUOTE_NONE}
-            rows = pandas.read_csv(io.StringIO(text, newline=""), **dialect)
-            rows = rows[1:].set_axis(rows.iloc[0].tolist(), axis="columns").reset_index(drop=True)
+            text = path.read_bytes().decode().removeprefix("\ufeff")
+            values = read_json_lines(text) if "json" in path.suffix else read_fields(text, path.suffix == ".tsv")
+            rows = pandas.DataFrame(list(values.values()), index=list(values), dtype=object)
+            rows = rows.rename_axis("line", axis="columns")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text, byte {error.object[error.start]:#04x} at {error.start}") from None
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise ValueError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}): save it as UTF-8") from None
     except Exception as error:  # the readers raise many kinds; each means that the file cannot be read
         raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())}") from error
-    if not rows.columns.is_unique:
-        raise ValueError(f"{path}: the header names a column twice: {', '.join(map(str, rows.columns))}")
     if not len(rows):
         raise ValueError(f"{path}: holds no rows")
     return rows.where(rows.notna(), None).rename_axis(str(path))
 
 
 def read_json_lines(text):
-    """Parse text of one JSON object per line, skipping empty ones: a list of dicts; ValueError names the line."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
+    """Parse text of one JSON object per line, skipping empty ones: {line: dict}; ValueError names the line.
+
+    pandas.read_json would change types, and not name the bad line.
+    """
+    values = {}
+    for line, content in enumerate(text.split("\n"), 1):
         try:
-            rows.append(json.loads(line) if line.strip() else {})
-            if not isinstance(rows[-1], dict):
+            values[line] = json.loads(content) if content.strip() else {}
+            if not isinstance(values[line], dict):
                 raise ValueError("must be a JSON object")
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from None
-    return [row for row in rows if row]
+            raise ValueError(f"line {line}: {getattr(error, 'msg', error)}") from None
+    return {line: value for line, value in values.items() if value}
+
+
+def read_fields(text, tabs):
+    """Parse text of a header and rows of fields: {line where the row begins: dict}, with None for a missing field.
+
+    tabs: fields are parted by tabs, without quotes, as GLUE writes them; else by commas. ValueError names the line.
+    """
+    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
+    header, values, line = [], {}, 1
+    try:
+        for fields in reader:
+            if not header:
+                header = fields
+                if len(set(header)) < len(header):
+                    raise ValueError(f"the header names a column twice: {', '.join(header)}")
+            elif len(fields) > len(header):
+                raise ValueError(f"{len(fields)} fields, the header has {len(header)}")
+            elif fields:
+                values[line] = dict(itertools.zip_longest(header, fields))
+            line = reader.line_num + 1  # a quoted field may go over several
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"line {line}: {error}") from None
+    return values
+
+
+def place(rows, index):
+    """Where a row of a table stands, for messages: its file and the line, or row of what has no lines."""
+    return f"{rows.index.name}, {rows.columns.name or 'row'} {index}"
 
 
 def read_hub(settings):
@@ -177,12 +211,14 @@ def read_hub(settings):
     try:
         splits = datasets.load_dataset(hub_id, subset or None, revision=revision or None)
     except Exception as error:  # the hub's libraries raise many kinds; each means that the data cannot be had
-        why = hub.hub_reason(error, problem)
-        raise OutOfReach(f"DATASET_NAME = {name!r}, DATASET_CONFIG = {subset!r}: {why}") from error
+        what = f"DATASET_NAME = {name!r}, DATASET_CONFIG = {subset!r}"
+        raise OutOfReach(what, hub.hub_reason(error, problem)) from error
     evaluation = next((split for split in EVALUATION_SPLITS if split in splits), None)
     if "train" not in splits or evaluation is None:
         raise ValueError(f"DATASET_NAME = {name!r}: must have train and validation or test, has {', '.join(splits)}")
     tables = [splits[split].to_pandas().rename_axis(f"{name} {split}") for split in ("train", evaluation)]
+    for table in tables:
+        table.index += 1
     files = splits["train"].cache_files
     commit = Path(files[0]["filename"]).parent.name if files else None  # its folder is named by the commit
     return *tables, {"kind": "hub", "id": hub_id, "revision": commit, "config": subset, "evaluation": evaluation}
@@ -202,28 +238,32 @@ def text_columns(settings, columns):
     )
 
 
+def misfits(rows, columns, settings, size_name):
+    """What of the settings does not fit rows of data: sentences, a list. Arguments as those of draw_examples."""
+    where, size = rows.index.name, getattr(settings, size_name.lower())
+    names = ", ".join(map(str, rows.columns))
+    missing = [column for column in (*columns, settings.label_column) if column not in rows.columns]
+    wrong = [f"{where}: has no column {column!r}, must be one of {names}" for column in missing]
+    if size > len(rows):
+        wrong.append(f"{size_name} = {size}: must be from 0 to {len(rows)}, the rows of {where} (0 = all)")
+    return wrong
+
+
 def draw_examples(rows, columns, settings, size_name):
     """Draw as many rows as the setting size_name says (0 = all), with SEED: a list of Examples.
 
     columns: names of the one or two columns of text. Raises ValueError if any label, or a drawn text, is not valid.
     """
-    where = rows.index.name
-    for column in (*columns, settings.label_column):
-        if column not in rows.columns:
-            raise ValueError(f"{where}: has no column {column!r}, must be one of {', '.join(map(str, rows.columns))}")
     size = getattr(settings, size_name.lower())
-    if size > len(rows):
-        raise ValueError(f"{size_name} = {size}: must be from 0 to {len(rows)}, the rows of {where} (0 = all)")
     for index, label in rows[settings.label_column].items():
-        read_label(label, settings.num_labels, f"{where}, row {index + 1}")
+        read_label(label, settings.num_labels, place(rows, index))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     drawn = rows[[settings.label_column, *columns]].iloc[order[: size or None]]
     examples = []
     for index, label, *texts in drawn.itertuples(name=None):
-        row = f"{where}, row {index + 1}"
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{row}: {', '.join(columns)} = {texts} must be text")
-        examples.append(Example(texts[0], (*texts, None)[1], read_label(label, settings.num_labels, row)))
+            raise ValueError(f"{place(rows, index)}: {', '.join(columns)} = {texts} must be text")
+        examples.append(Example(texts[0], (*texts, None)[1], read_label(label, settings.num_labels, "")))
     return examples
 
 
@@ -316,7 +356,7 @@ def load_model(settings):
     except Exception as error:  # loaders raise many kinds; each means that this model cannot be had
         if local:
             raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: {error}") from error
-        raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded: {hub.hub_reason(error, problem)}") from error
+        raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded", hub.hub_reason(error, problem)) from error
     refuse_bad_weights(name, settings.num_labels, model, loaded, own_config)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ValueError(f"MODEL_NAME = {name!r}: its tokenizer knows no words, must have its tokenizer's files")
@@ -363,17 +403,18 @@ def load_or_stand_in(settings, given, warn=print):
     """(settings, data, model, tokenizer, model source), settings as they are really used.
 
     Where the hub cannot give the published model or data, the embedded ones stand in, and `warn` is called with a loud
-    line. What the user named (`given`: the settings on the command line; or another name in config.py) is never
-    replaced: OutOfReach.
+    line for each; a reason that both share stands in the last. What the user named (`given`, see config.Command; or
+    another name in config.py) is never replaced: OutOfReach.
     """
     named = (settings.dataset_name, settings.dataset_config)
     named_by_user = given & {"dataset_name", "dataset_config"} or settings.dataset_revision
+    reasons = {}
     try:
         data = load_data(settings)
     except OutOfReach as why:
         if named != PUBLISHED_DATA or named_by_user:
             raise
-        warn(loud(f"the embedded sentences stand in for {' '.join(named)}: {why}"))
+        reasons[f"the embedded sentences stand in for {' '.join(named)}"] = why.reason
         settings = settings._replace(dataset_name="embedded", dataset_config="")
         data = load_data(settings)
         data.source["stands_in_for"] = " ".join(named)
@@ -384,22 +425,25 @@ def load_or_stand_in(settings, given, warn=print):
     except OutOfReach as why:
         if settings.model_name != PUBLISHED_MODEL or "model_name" in given or settings.model_revision:
             raise
-        warn(loud(f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run: {why}"))
+        reasons[f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run"] = why.reason
         stands_in_for = {"stands_in_for": settings.model_name}
         settings = settings._replace(model_name="embedded")
         model, tokenizer, source = load_model(settings)
+    last_with = {reason: line for line, reason in reasons.items()}
+    for line, reason in reasons.items():
+        warn(loud(f"{line}: {reason}" if line == last_with[reason] else line))
     return with_learning_rate(settings, given), data, model, tokenizer, source | stands_in_for
 
 
 def with_learning_rate(settings, given):
-    """The settings with the learning rate of the embedded model where that is used, and none was given as a flag."""
+    """The settings with EMBEDDED_LEARNING_RATE where that model is used and the user has not chosen a LEARNING_RATE."""
     if settings.model_name == "embedded" and "learning_rate" not in given:
         return settings._replace(learning_rate=settings.embedded_learning_rate)
     return settings
 
 
 def loud(text):
-    """A line that is not overlooked."""
+    """The text as one line between asterisks, for what must not be missed among the other lines of a run."""
     return f"*** {' '.join(text.split())} ***"
 
 
@@ -432,7 +476,7 @@ def attention_weights(model, layers, pattern=""):
     if not found or min(map(len, found.values())) < (2 if fused else 4):
         raise ValueError(
             f"ATTENTION_LAYERS: the attention weights of a {model.config.model_type} model are not known here, set "
-            f'ATTENTION_LAYERS = "all" and ATTENTION_PATTERN to a regular expression that chooses from {choices}'
+            f"ATTENTION_PATTERN to a regular expression that chooses from {choices}"
         )
     total, note = len(found), ""
     if model.config.model_type == "albert":

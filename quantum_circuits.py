@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from qiskit import QuantumCircuit, transpile
-from qiskit.circuit import ParameterVector
+from qiskit.circuit import Barrier, Gate, ParameterVector
 from qiskit.quantum_info import Statevector, partial_trace
 
 from shot_allocation import allocate, draw_whole, inclusion_chances
@@ -97,6 +97,7 @@ def literal(angles, entangling_angle):
 
 
 # Name -> (function, encoding range r: the largest |sin(theta)| used). To add a circuit, add its function and a row.
+# An encoding needs an axis that the rotation moves: RY changes <Z> of |+>; RX and RZ do not, nor does RY that of |0>.
 CIRCUITS = {"graph": (graph, 1.0), "product": (product, 1.0), "chain": (chain, 0.4), "literal": (literal, 1.0)}
 
 
@@ -133,22 +134,60 @@ def build_ansatz(name, num_qubits, entangling_angle):
     if name not in CIRCUITS:
         raise ValueError(f"CIRCUIT = {name!r}: must be one of {', '.join(CIRCUITS)}")
     function, encoding_range = CIRCUITS[name]
+    if not 0 < encoding_range <= 1:
+        raise ValueError(f"CIRCUIT = {name!r} has the encoding range {encoding_range}: must be above 0 and at most 1")
     angles = ParameterVector("θ", num_qubits)
     circuit = function(angles, entangling_angle)
-    if circuit.num_qubits != num_qubits or circuit.num_clbits:
-        raise ValueError(
-            f"CIRCUIT = {name!r} has {circuit.num_qubits} qubits and {circuit.num_clbits} classical bits: "
-            f"must have NUM_QUBITS = {num_qubits} and none, it is measured for you"
-        )
-    response = response_matrix(circuit, angles, encoding_range)
-    singular = np.linalg.svd(response, compute_uv=False)
-    if singular[-1] < SMALLEST_RESPONSE or singular[0] > LARGEST_CONDITION * singular[-1]:
-        raise ValueError(
-            f"CIRCUIT = {name!r} with NUM_QUBITS = {num_qubits} and ENTANGLING_ANGLE = {entangling_angle:.6g}: "
-            f"its response cannot be inverted, the singular values are {singular[0]:.2g} to {singular[-1]:.2g}; "
-            f"the smallest must be {SMALLEST_RESPONSE:g} at least, the condition number {LARGEST_CONDITION:g} at most"
-        )
+    if wrong := what_cannot_be_batched(circuit, angles):
+        raise ValueError(f"CIRCUIT = {name!r}{wrong}")
+    where = f"CIRCUIT = {name!r} with NUM_QUBITS = {num_qubits}"
+    if circuit != function(angles, entangling_angle + 1):
+        where += f" and ENTANGLING_ANGLE = {entangling_angle:.6g}"
+    try:
+        response = response_matrix(circuit, angles, encoding_range)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if wrong := what_cannot_be_inverted(response):
+        raise ValueError(f"{where}: {wrong}")
     return Ansatz(circuit, angles, encoding_range, response, np.linalg.inv(response))
+
+
+def what_cannot_be_batched(circuit, angles):
+    """What is wrong with the form of what a circuit function has returned, to follow its name; "" where nothing is."""
+    if not isinstance(circuit, QuantumCircuit):
+        return f": its function returns {circuit!r}: must return a QuantumCircuit"
+    if circuit.num_qubits != len(angles) or circuit.num_clbits:
+        return (
+            f" has {circuit.num_qubits} qubits and {circuit.num_clbits} classical bits: "
+            f"must have NUM_QUBITS = {len(angles)} and none, it is measured for you"
+        )
+    if foreign := circuit.parameters - set(angles):
+        names = ", ".join(sorted(parameter.name for parameter in foreign))
+        return f" has a parameter of its own, {names}: must have the angles given alone, and numbers"
+    for operation in (instruction.operation for instruction in circuit.data):
+        if not isinstance(operation, Gate | Barrier):
+            return f" holds {operation.name}: must hold gates alone"
+    return ""
+
+
+def what_cannot_be_inverted(response):
+    """Why a response matrix R is refused: the qubits and angles that do nothing, else its singular values; or ""."""
+    singular = np.linalg.svd(response, compute_uv=False)
+    if singular[-1] >= SMALLEST_RESPONSE and singular[0] <= LARGEST_CONDITION * singular[-1]:
+        return ""
+    silent, unread = ((np.abs(response).max(axis=axis) < SMALLEST_RESPONSE).nonzero()[0] for axis in (1, 0))
+    if len(silent):
+        who = f"qubits {', '.join(map(str, silent))} do" if len(silent) > 1 else f"qubit {silent[0]} does"
+        return (
+            f"{who} not answer to the data: an encoding needs an axis that the rotation moves and no other gate takes "
+            "away; start from |+>, by H, and rotate by RY"
+        )
+    if len(unread):
+        return f"angle{'s' * (len(unread) > 1)} {', '.join(map(str, unread))} reach no qubit: each must rotate one"
+    return (
+        f"its response cannot be inverted, the singular values are {singular[0]:.2g} to {singular[-1]:.2g}; "
+        f"the smallest must be {SMALLEST_RESPONSE:g} at least, the condition number {LARGEST_CONDITION:g} at most"
+    )
 
 
 def response_matrix(circuit, angles, encoding_range):
@@ -318,6 +357,7 @@ def quantum_parameter_update(
     groups=None,
     weights=None,
     share=(0, 1),
+    transform=None,
 ):
     """The update of one weight tensor, learning_rate * (gradient as measured), to be subtracted from the weights.
 
@@ -331,6 +371,7 @@ def quantum_parameter_update(
     groups: the groups to measure, int64 tensor, each once; the others get no update. None is all of them.
     weights: factors of the updates of `groups`, float64 tensor, such as 1 / chance of being chosen. None is 1.
     share: (which, of), ints: measure only this part of them, so that the updates of all shares add up to the whole one.
+    transform: function that makes something else of the measured gradient, see update_rules.Rule.
 
     Returns (update, Usage of the share); update has the shape, dtype and device of gradient and is a function of the
     arguments alone.
@@ -373,7 +414,10 @@ def quantum_parameter_update(
         means, *used = backend.measure(x, taken, seed, first)
         if weights is not None:
             scales = scales * weights[rows, None].numpy()
-        measured[rows] = torch.from_numpy(learning_rate * decode(means, scales, ansatz.inverse)).to(measured.dtype)
+        decoded = decode(means, scales, ansatz.inverse)
+        if transform is not None:
+            decoded = transform(decoded, scales)
+        measured[rows] = torch.from_numpy(learning_rate * decoded).to(measured.dtype)
         last = len(all_groups) - 1  # the group that is padded
         padded = rows.stop > last if groups is None else bool((groups[rows] == last).any())
         return len(x) * n - num_padded * padded, *used
@@ -432,12 +476,22 @@ if __name__ == "__main__":
     def main(command):
         settings = command.runs[0]
         folder = Path(settings.results_dir) / "circuits"
+        folder.mkdir(parents=True, exist_ok=True)
+        refused = 0
         for name in CIRCUITS:
-            ansatz = build_ansatz(name, settings.num_qubits, settings.entangling_angle)
-            folder.mkdir(parents=True, exist_ok=True)
-            print(describe(name, ansatz, settings.shots))
-            figure = ansatz.circuit.draw("mpl", fold=-1)
-            files.write_atomically(folder / f"{name}.png", lambda path, figure=figure: figure.savefig(path, dpi=150))
+            try:
+                circuit = CIRCUITS[name][0](ParameterVector("θ", settings.num_qubits), settings.entangling_angle)
+                if isinstance(circuit, QuantumCircuit):
+                    figure = circuit.draw("mpl", fold=-1)
+                    files.write_atomically(folder / f"{name}.png", lambda path, f=figure: f.savefig(path, dpi=150))
+                ansatz = build_ansatz(name, settings.num_qubits, settings.entangling_angle)
+                print(describe(name, ansatz, settings.shots))
+            except Exception as error:  # a function that a user has added may raise any kind
+                if command.debug:
+                    raise
+                print(f"{name}: {command_line.exit_message(error)[0]}\n")
+                refused += 1
         print(f"drawings: {folder}")
+        return 2 if refused else 0
 
     command_line.run_as_script(main, command_line.parse_or_exit(sys.argv[1:]))

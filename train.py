@@ -314,6 +314,7 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
                     groups=chosen.get(name),
                     weights=factors.get(name),
                     share=((rank + index) % world_size, world_size),
+                    transform=rule.transform,
                 )
             except devices.QuotaReached as error:
                 raise command_line.Stopped(error) from None

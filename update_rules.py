@@ -1,7 +1,7 @@
 """What the selected attention weights get, one row for each UPDATE_RULE: used by config, engine, loop and report.
 
-A rule that measures has a function that draws the measured means of the circuits. To add one, write its function and
-its row.
+A rule that measures has a function that draws the measured means of the circuits, and it may have one that makes
+something else of the gradient decoded from them. To add a rule, write its function and its row.
 """
 
 from collections.abc import Callable
@@ -40,14 +40,15 @@ def joint_shots(probabilities, eigenvalues, shots, generator):
 
 
 def independent_shots(probabilities, eigenvalues, shots, generator):
-    """The same with each qubit's count drawn by itself: the same single-qubit means, no correlations."""
+    """Means as those of joint_shots, whose arguments it takes, with each qubit's count drawn by itself from its own
+    distribution: every qubit alone behaves as there, no two are correlated."""
     ones = ((1 + probabilities @ eigenvalues) / 2).clip(0, 1)
     per_group = np.reshape(shots, (-1, 1))
     return 2 * generator.binomial(per_group, ones) / per_group - 1
 
 
 def exact_means(probabilities, eigenvalues, shots, generator):
-    """The means themselves: infinitely many shots."""
+    """Expectation values of -Z_i, float64 (groups, n): the means of joint_shots with infinitely many shots."""
     return probabilities @ eigenvalues
 
 
@@ -57,12 +58,16 @@ class Rule(NamedTuple):
     draw: function (probabilities, eigenvalues, shots, generator) -> means, see joint_shots; None: no circuits run.
     stepped_by: what steps the selected weights: "quantum" (QUANTUM_OPTIMIZER), "adamw" or "nothing".
     colour: in every figure. isolates: what comparing `quantum` with this rule isolates.
+    transform: function (measured, scale) -> what takes the measured gradient's place, float64 (groups, n); None: the
+    measured gradient does. measured: s R^-1 e, float64 (groups, n). scale: s, float64 (groups, 1). Where chance decides
+    which groups are measured, both come divided by that chance.
     """
 
     draw: Callable | None
     stepped_by: str
     colour: str
     isolates: str
+    transform: Callable | None = None
 
     @property
     def measures(self):

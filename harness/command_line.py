@@ -1,4 +1,4 @@
-"""Manners of the command line: a mistake or an end is one line and an exit status, a traceback only with --debug."""
+"""How a program ends: a mistake or an interruption is one line and an exit status, a traceback only with --debug."""
 
 import contextlib
 import io

@@ -41,6 +41,31 @@ def test_edited_constants_count(monkeypatch):
     assert config.load(["--num_epochs", "2"]).num_epochs == 2
 
 
+def test_a_list_of_numbers_is_a_sweep_in_config_as_it_is_as_a_flag(monkeypatch):
+    monkeypatch.setattr(config, "SHOTS", [10, 100])
+    assert config.parse([]).runs == config.parse(["--shots", "10,100"]).runs
+    assert [run.shots for run in config.parse([]).runs] == [10, 100]
+    assert config.load(["--shots", "5"]).shots == 5
+
+
+def test_a_learning_rate_changed_in_config_is_chosen_like_a_flag(monkeypatch):
+    """So that it wins over the embedded model's own; a flag for that wins over both constants."""
+    assert "learning_rate" not in config.parse([]).given
+    for value in (1e-3, [5e-5, 1e-3]):
+        monkeypatch.setattr(config, "LEARNING_RATE", value)
+        assert config.parse([]).given == {"learning_rate"}
+        assert config.parse(["--embedded_learning_rate", "1e-4"]).given == {"embedded_learning_rate"}
+        assert config.parse(["--resume", "latest"]).given == frozenset()  # a resumed run has its own
+
+
+def test_a_pattern_takes_the_place_of_the_layers(monkeypatch):
+    assert config.load(["--attention_pattern", "q"]) == config.load(
+        ["--attention_pattern", "q", "--attention_layers", "all"]
+    )
+    monkeypatch.setattr(config, "ATTENTION_PATTERN", "q")
+    assert config.load([]).attention_layers == "all"
+
+
 def test_settings_are_immutable():
     with pytest.raises(AttributeError):
         config.load([]).num_epochs = 4
@@ -86,7 +111,10 @@ REFUSED = [
         ["--attention_pattern", "(", "--attention_layers", "all"],
         "ATTENTION_PATTERN = '(': must be a regular expression",
     ),
-    (["--attention_pattern", "q"], "ATTENTION_LAYERS = [0] contradicts ATTENTION_PATTERN = 'q'"),
+    (
+        ["--attention_pattern", "q", "--attention_layers", "0"],
+        "ATTENTION_LAYERS = [0] contradicts ATTENTION_PATTERN = 'q'",
+    ),
     (["--dataset_config", "stsb"], "DATASET_CONFIG = 'stsb': must be one of cola, sst2"),
     (["--dataset_config", "mnli"], "NUM_LABELS = 2: must be 3 with GLUE mnli"),
     (["--seeds", "9-0"], "SEEDS = '9-0': must be a list of whole numbers from 0 to 4294967295"),
@@ -96,7 +124,15 @@ REFUSED = [
     (["--update_rules", ""], "UPDATE_RULES = []: must name at least one; without the flag UPDATE_RULE alone counts"),
     (["--update_rules", " "], "UPDATE_RULES = []: must name at least one"),
     (["--update_rules", "quantum,"], "UPDATE_RULES = ['quantum', '']: must be a list of quantum, independent"),
+    (["--update_rule", "quantum,classical"], "frozen; several make a study: UPDATE_RULES"),
+    (["--seed", "0-9"], "SEED = '0-9': must be a whole number from 0 to 4294967295; several make a study: SEEDS"),
+    (["--shots", "0"], "SHOTS = 0: must be a number from 0.001"),
+    (["--shots", "10,x"], "SHOTS = 'x': must be a number"),
     (["--num_epoch", "5"], "unrecognized arguments: --num_epoch 5 (did you mean --num_epochs?)"),
+    (["--num_epoch=5"], "unrecognized arguments: --num_epoch=5 (did you mean --num_epochs?)"),
+    (["--lr", "1"], "unrecognized arguments: --lr 1 (did you mean --learning_rate?)"),
+    (["--lr=1"], "unrecognized arguments: --lr=1 (did you mean --learning_rate?)"),
+    (["--shots", "10", "100"], "unrecognized arguments: 100 (several values are joined by commas, such as 10,100)"),
     (["stray"], "unrecognized arguments: stray"),
     (["--seed"], "argument --seed: expected one argument; --help"),
 ]
@@ -123,6 +159,11 @@ def test_bad_settings_are_refused_in_one_line(flags, message):
         ("SAMPLE_SENTENCES", "one", "SAMPLE_SENTENCES = 'one': must be a list"),
         ("MODEL_NAME", "a\0b", "MODEL_NAME = 'a\\x00b': must be text"),
         ("NUM_EPOCS", 3, "NUM_EPOCS = 3: unknown setting in config.py (did you mean NUM_EPOCHS?)"),
+        ("LR", 1e-3, "LR = 0.001: unknown setting in config.py (did you mean LEARNING_RATE?)"),
+        ("UPDATE_RULE", "quantum,classical", "frozen; several make a study: UPDATE_RULES"),
+        ("UPDATE_RULE", ["quantum", "exact"], "frozen; several make a study: UPDATE_RULES"),
+        ("SHOTS", [], "SHOTS = []: must be a number"),
+        ("SHOTS", [10, 0], "SHOTS = 0: must be a number"),
     ],
 )
 def test_badly_edited_constants_are_refused(monkeypatch, name, value, message):

@@ -113,40 +113,46 @@ def write(path, text):
 
 
 BAD_FILES = [
-    ("a.tsv", "", "a.tsv: cannot be read as tsv: No columns to parse from file"),
+    ("a.tsv", "", "a.tsv: holds no rows"),
     ("a.tsv", "sentence\tlabel\n", "a.tsv: holds no rows"),
     ("a.tsv", "text\tlabel\nx\t1\ny\t0\n", "has no column 'sentence', must be one of text, label"),
     ("a.tsv", "sentence\tgold\nx\t1\ny\t0\n", "has no column 'label', must be one of sentence, gold"),
-    ("a.tsv", "sentence\tlabel\nx\t1\ny\t2\n", "row 2: label '2' must be a whole number from 0 to 1 (NUM_LABELS = 2)"),
-    ("a.tsv", "sentence\tlabel\nx\t-1\ny\t1\n", "row 1: label '-1' must be a whole number from 0 to 1"),
-    ("a.tsv", "sentence\tlabel\nx\tgood\ny\t1\n", "row 1: label 'good' must be a whole number from 0 to 1"),
-    ("a.tsv", "sentence\tlabel\nx\ny\t1\n", "row 1: label None must be a whole number"),
-    ("a.tsv", "label\tsentence\n1\n0\tx\n", "row 1: sentence = [None] must be text"),
-    ("a.tsv", "sentence\tlabel\ncafé\t1\n".encode("latin-1"), "a.tsv: not UTF-8 text, byte 0xe9 at 18"),
+    ("a.tsv", "sentence\tlabel\nx\t1\ny\t2\n", "line 3: label '2' must be a whole number from 0 to 1 (NUM_LABELS = 2)"),
+    ("a.tsv", "sentence\tlabel\nx\t-1\ny\t1\n", "line 2: label '-1' must be a whole number from 0 to 1"),
+    ("a.tsv", "sentence\tlabel\nx\tgood\ny\t1\n", "line 2: label 'good' must be a whole number from 0 to 1"),
+    ("a.tsv", "sentence\tlabel\nx\ny\t1\n", "line 2: label None must be a whole number"),
+    ("a.tsv", "label\tsentence\n1\n0\tx\n", "line 2: sentence = [None] must be text"),
+    ("a.tsv", "sentence\tlabel\ncafé\t1\n".encode("latin-1"), "line 2 is not UTF-8 (byte 0xe9): save it as UTF-8"),
     (
         "a.jsonl",
         '{"sentence": "x", "label": 1.5}\n{"sentence": "y", "label": 1}',
-        "row 1: label 1.5 must be a whole number",
+        "line 1: label 1.5 must be a whole number",
     ),
     ("a.jsonl", '{"sentence": "x", "label": 1}\n{broken', "a.jsonl: cannot be read as jsonl: "),
     ("a.jsonl", "[1, 2]\n", "a.jsonl: cannot be read as jsonl: line 1: must be a JSON object"),
-    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y"}', "row 2: label None must be a whole number"),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y"}', "line 2: label None must be a whole number"),
     (
         "a.jsonl",
         '{"sentence": "x", "label": 1}\n{"sentence": "y", "label": Infinity}',
-        "row 2: label inf must be a whole number",
+        "line 2: label inf must be a whole number",
     ),
     ("a.jsonl", '{"sentence": "x", "label": 1}\n\n{broken', "jsonl: line 3: Expecting property name"),
-    ("a.tsv", "sentence\tlabel\nx\t1\ny\t0\tz\n", "a.tsv: cannot be read as tsv: Expected 2 fields in line 3, saw 3"),
-    ("a.tsv", "sentence\tlabel\nx\t1\tz\ny\t0\n", "a.tsv: cannot be read as tsv: Expected 2 fields in line 2, saw 3"),
+    ("a.tsv", "sentence\tlabel\nx\t1\ny\t0\tz\n", "a.tsv: cannot be read as tsv: line 3: 3 fields, the header has 2"),
+    ("a.tsv", "sentence\tlabel\nx\t1\tz\ny\t0\n", "a.tsv: cannot be read as tsv: line 2: 3 fields, the header has 2"),
     ("a.csv", "sentence,sentence,label\nx,y,1\n", "the header names a column twice: sentence, sentence, label"),
     ("a.csv", "sentence,label\nx,1\n", "a.csv: must hold at least two rows"),
-    ("a.tsv", b"sentence\tlabel\n" + b"x\t1\n" * 50000 + b"\xe9\t1\n", "not UTF-8 text, byte 0xe9 at 200015"),
-    ("a.tsv", b"\xef\xbb\xbfsentence\tlabel\n\xe9\t1\n", "not UTF-8 text, byte 0xe9 at 18"),
-    ("a.csv", 'sentence,label\n"x,1\ny,0\n', "a.csv: cannot be read as csv: unexpected end of data"),
-    ("a.csv", "label,sentence\n1,x\n0\n", "row 2: sentence = [None] must be text"),
-    ("a.jsonl", '{"sentence": "x", "label": true}\n{"sentence": 3, "label": 0}', "row 2: sentence = [3] must be text"),
+    ("a.tsv", b"sentence\tlabel\n" + b"x\t1\n" * 50000 + b"\xe9\t1\n", "line 50002 is not UTF-8 (byte 0xe9): save it"),
+    ("a.tsv", b"\xef\xbb\xbfsentence\tlabel\n\xe9\t1\n", "line 2 is not UTF-8 (byte 0xe9): save it as"),
+    ("a.csv", 'sentence,label\n"x,1\ny,0\n', "a.csv: cannot be read as csv: line 2: unexpected end"),
+    ("a.csv", "label,sentence\n1,x\n0\n", "line 3: sentence = [None] must be text"),
+    ("a.jsonl", '{"sentence": "x", "label": true}\n{"sentence": 3, "label": 0}', "line 2: sentence = [3] must be text"),
     ("a.jsonl", "[" * 100000, "a.jsonl: cannot be read as jsonl: line 1: maximum recursion depth"),
+    ("a.tsv", "\n\nsentence\tlabel\n\nx\t1\n\ny\t2\n", "line 7: label '2' must be"),
+    ("a.csv", 'sentence,label\r\n"x\r\n\r\nz",1\r\ny,2\r\n', "line 5: label '2' must be"),
+    ("a.csv", 'sentence,label\n"x\n\nz",2\ny,1\n', "line 2: label '2' must be"),
+    ("a.csv", 'sentence,label\nx,1\n"y\n" z,0\n', "a.csv: cannot be read as csv: line 3: "),
+    ("a.jsonl", '\n{"sentence": "x", "label": 1}\n\n{"sentence": "y", "label": 2}', "line 4: label 2 must be"),
+    ("a.csv", "sentence,label\nx,1\n".encode("utf-16"), "line 1 is not UTF-8 (byte 0xff): save it as UTF-8"),
     ("a.parquet", "not parquet", "a.parquet: cannot be read as parquet: "),
     ("a.xls", "x", "must end in one of .tsv, .csv, .jsonl, .json, .parquet"),
 ]
@@ -188,7 +194,9 @@ def test_texts_and_labels_keep_their_values(tmp_path):
     for ending in ("tsv", "csv", "jsonl", "parquet"):
         table = model_utils.read_table(tmp_path / f"a.{ending}")
         assert table["sentence"].tolist() == texts and {int(label) for label in table["label"]} == {1}
-        assert table.index.tolist() == list(range(len(texts))) and table.index.name == str(tmp_path / f"a.{ending}")
+        first = {"jsonl": 1, "parquet": 1}.get(ending, 2)  # line, or row of a file without lines
+        assert table.index.tolist() == list(range(first, first + len(texts)))
+        assert table.index.name == str(tmp_path / f"a.{ending}")
     labels = [1.5, 1, True, None, "1", [1]]
     write(tmp_path / "b.json", "\n".join(json.dumps({"label": label}) for label in labels))
     read = model_utils.read_table(tmp_path / "b.json")["label"].tolist()
@@ -247,6 +255,14 @@ def test_splits_are_drawn_with_the_seed_and_never_overlap(tmp_path, tiny_data):
     assert len(folder.train) == 60 and sorted(e.text for e in folder.evaluation) == sorted(r[:-2] for r in dev)
     with pytest.raises(ValueError, match=r"TRAIN_SIZE = 61: must be from 0 to 60.*\(0 = all\)"):
         model_utils.load_data(load_settings(tiny_data, "--train_size", "61"))
+
+
+def test_all_that_does_not_fit_the_data_is_named_at_once(tiny_data):
+    flags = ["--train_size", "61", "--eval_size", "31", "--label_column", "gold"]
+    with pytest.raises(ValueError, match="TRAIN_SIZE = 61: must be from 0 to 60") as refused:
+        model_utils.load_data(load_settings(tiny_data, *flags))
+    assert "EVAL_SIZE = 31: must be from 0 to 30" in str(refused.value)
+    assert "train.tsv: has no column 'gold'" in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_hub_data_goes_through_the_same_door(monkeypatch):
@@ -327,6 +343,18 @@ def test_what_the_hub_answers_counts(hub_socket, status, problem):
 def test_a_server_that_does_not_speak_http_is_out_of_reach(hub_socket):
     answer_once(hub_socket, "SSH-2.0-OpenSSH\r\n")
     assert hub.hub_problem("a/config.json") == "the hub cannot be reached"
+
+
+def test_one_reason_for_two_stand_ins_is_said_once(monkeypatch):
+    monkeypatch.setattr(hub, "HUB_PROBLEMS", ["the hub cannot be reached"])
+    lines, command = [], config.parse(["--num_qubits", "3"])
+    _, data, *_, source = model_utils.load_or_stand_in(command.runs[0], command.given, lines.append)
+    assert (data.source["stands_in_for"], source["stands_in_for"]) == ("glue sst2", "distilbert-base-uncased")
+    assert len(lines) == 2 and "NOT a DistilBERT run: the hub cannot be reached" in lines[1]
+    assert "glue sst2" in lines[0] and " ".join(lines).count("cannot be reached") == 1
+    lines.clear()
+    model_utils.load_or_stand_in(command.runs[0]._replace(model_name="embedded"), command.given, lines.append)
+    assert len(lines) == 1 and "the hub cannot be reached" in lines[0]
 
 
 def test_a_hub_switched_off_is_said_to_be(monkeypatch):
@@ -416,6 +444,19 @@ def test_a_revision_of_what_is_local_is_refused(tiny_model, tiny_data):
         model_utils.load_model(config.load([*flags, "--model_revision", "v1"]))
     with pytest.raises(ValueError, match="DATASET_REVISION = 'v1': must be empty with local data"):
         model_utils.load_data(config.load([*flags, "--dataset_revision", "v1"]))
+
+
+def test_a_chosen_learning_rate_wins_over_that_of_the_embedded_model(monkeypatch):
+    def used(*flags):
+        command = config.parse(["--model_name", "embedded", *flags])
+        return [model_utils.with_learning_rate(run, command.given).learning_rate for run in command.runs]
+
+    assert used() == [2e-4] and used("--learning_rate", "5e-5") == [5e-5]
+    assert used("--embedded_learning_rate", "1e-4") == [1e-4]
+    monkeypatch.setattr(config, "LEARNING_RATE", 1e-3)
+    assert used() == [1e-3] and used("--embedded_learning_rate", "1e-4") == [1e-4]
+    monkeypatch.setattr(config, "LEARNING_RATE", [5e-5, 1e-3])
+    assert used() == [5e-5, 1e-3]
 
 
 def test_longest_inputs_of_each_family():

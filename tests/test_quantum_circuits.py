@@ -1,12 +1,16 @@
 """Circuits and the update against closed forms, moments and limits."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import exact_means, make_backend, random_groups, update_of
+from conftest import ROOT, exact_means, make_backend, random_groups, update_of
 from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
 
 import quantum_circuits as qc
 import update_rules
@@ -75,21 +79,90 @@ def test_every_sign_of_chain_is_right_over_its_encoding_range(num_qubits):
     assert np.all(np.sign(means) == np.sign(x))
 
 
-def test_circuits_that_cannot_be_decoded_are_refused(monkeypatch):
-    with pytest.raises(ValueError, match=r"CIRCUIT = 'graph' .* ENTANGLING_ANGLE = 1\.57.*response cannot be inverted"):
+def encoded(gate="ry", start=True, end=True, extra=lambda circuit, angles: None):
+    """A circuit function: H on every qubit if `start`, the gate with every angle but the last unless `end`, extra."""
+
+    def function(angles, _):
+        circuit = QuantumCircuit(len(angles))
+        if start:
+            circuit.h(circuit.qubits)
+        for qubit, angle in enumerate(angles if end else angles[:-1]):
+            getattr(circuit, gate)(angle, qubit)
+        extra(circuit, angles)
+        return circuit
+
+    return function
+
+
+def repeat_first(angles, _):
+    circuit = QuantumCircuit(len(angles))
+    circuit.h(circuit.qubits)
+    for qubit in range(len(angles)):
+        circuit.ry(angles[0], qubit)
+    return circuit
+
+
+REFUSED = {
+    "from zero": (encoded(start=False), "qubits 0, 1, 2 do not answer to the data: an encoding needs an axis"),
+    "rx on plus": (encoded("rx"), r"0, 1, 2 do not answer .* start from \|\+>, by H, and rotate by RY"),
+    "rz on plus": (encoded("rz"), "qubits 0, 1, 2 do not answer"),
+    "one forgotten": (encoded(end=False), "qubit 2 does not answer"),
+    "read on x": (encoded(extra=lambda circuit, _: circuit.h(1)), "qubit 1 does not answer"),
+    "one angle": (repeat_first, "angles 1, 2 reach no qubit"),
+    "sums": (
+        lambda angles, _: encoded()([sum(angles[1:], angles[0])] * 3, _),
+        "cannot be inverted, the singular values are 3 to 0; the smallest must be 0.001",
+    ),
+    "phase gate": (encoded("p"), "gate 'p' carries an angle: must be one of rx, ry, rz, rzz"),
+    "square": (lambda angles, _: encoded()([angle * angle for angle in angles], _), "must be a linear function of th"),
+    "nothing": (lambda angles, _: None, "its function returns None: must return a QuantumCircuit"),
+    "own parameter": (
+        encoded(extra=lambda circuit, angles: circuit.rx(Parameter("w") + angles[0], 0)),
+        "has a parameter of its own, w: must have the angles given alone, and numbers",
+    ),
+    "reset": (encoded(extra=lambda circuit, _: circuit.reset(0)), "holds reset: must hold gates alone"),
+    "measured": (encoded(extra=lambda circuit, _: circuit.measure_all()), "3 qubits and 3 classical bits"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_circuits_that_cannot_be_decoded_are_refused(monkeypatch, name):
+    """In one line that names the circuit and no setting that the circuit does not use."""
+    function, message = REFUSED[name]
+    monkeypatch.setitem(qc.CIRCUITS, name, (function, 1.0))
+    with pytest.raises(ValueError, match=f"^CIRCUIT = '{name}'.*{message}") as refused:
+        qc.build_ansatz(name, 3, 0.1)
+    assert "ENTANGLING_ANGLE" not in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_other_circuits_that_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match=r"CIRCUIT = 'graph' .* ENTANGLING_ANGLE = 1\.5708: qubits 0, 1, 2 do not"):
         qc.build_ansatz("graph", 3, math.pi / 2 - 1e-6)
     with pytest.raises(ValueError, match="CIRCUIT = 'spiral': must be one of graph, product, chain, literal"):
         qc.build_ansatz("spiral", 3, 0.1)
-    for gate, match in (("u1", "must be one of rx, ry, rz, rzz"), ("square", "must be a linear function")):
+    for encoding_range in (0, 1.5, math.nan):
+        monkeypatch.setitem(qc.CIRCUITS, "wide", (qc.product, encoding_range))
+        message = f"CIRCUIT = 'wide' has the encoding range {encoding_range}: must be above 0 and at most 1"
+        with pytest.raises(ValueError, match=message):
+            qc.build_ansatz("wide", 3, 0.1)
 
-        def bad(angles, _, gate=gate):
-            circuit = QuantumCircuit(1)
-            circuit.p(angles[0], 0) if gate == "u1" else circuit.ry(angles[0] * angles[0], 0)
-            return circuit
 
-        monkeypatch.setitem(qc.CIRCUITS, "bad", (bad, 1.0))
-        with pytest.raises(ValueError, match=match):
-            qc.build_ansatz("bad", 1, 0.1)
+def test_the_program_draws_a_circuit_that_it_refuses_and_goes_on(tmp_path):
+    """In a copy of the module with three more rows, as a user's."""
+    code = (ROOT / "quantum_circuits.py").read_text(encoding="utf-8")
+    rows = 'CIRCUITS = {"wide": (product, 1.5), "none": (lambda *_: None, 1.0), "bad": (lambda *_: 1 / 0, 1.0), "graph"'
+    (tmp_path / "quantum_circuits.py").write_text(code.replace('CIRCUITS = {"graph"', rows), encoding="utf-8")
+    command = [sys.executable, "quantum_circuits.py", "--results_dir", str(tmp_path / "results"), "--num_qubits", "2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "wide: error: CIRCUIT = 'wide' has the encoding range 1.5" in done.stdout
+    assert "none: error: CIRCUIT = 'none': its function returns None" in done.stdout
+    assert "bad: error: ZeroDivisionError: division by zero" in done.stdout
+    assert "graph: 2 qubits" in done.stdout and "literal: 2 qubits" in done.stdout
+    drawn = {path.stem for path in (tmp_path / "results" / "circuits").iterdir()}
+    assert drawn == {"wide", "graph", "product", "chain", "literal"}
 
 
 def test_entanglement_of_each_circuit():

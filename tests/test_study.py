@@ -59,7 +59,7 @@ def test_a_study_from_edited_constants(monkeypatch):
         (["--update_rules", ""], r"UPDATE_RULES = \[\]: must name at least one; without the flag UPDATE_RULE alone"),
         (["--seeds", "1,1"], r"SEEDS = \[1, 1\]: must be a list"),
         (["--shots", "10,many"], "SHOTS = 'many': must be a number from 0.001"),
-        (["--shots", "10,0"], "SHOTS = 0.0: must be a number from 0.001"),
+        (["--shots", "10,0"], "SHOTS = 0: must be a number from 0.001"),
         (["--seed", "1,2", "--seeds", "3,4"], r"SEEDS = \[3, 4\] contradicts SEED = \[1, 2\]"),
     ],
 )

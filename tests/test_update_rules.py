@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import make_backend, update_of
+from conftest import end_weights, make_backend, only_run, run_training, update_of
+from safetensors.torch import load_file
 from scipy import stats
 
+import config
 import quantum_circuits as qc
 import update_rules
 from aer_engine import STREAM_GROUPS, AerBackend
@@ -92,3 +94,61 @@ def test_measured_rules_tend_to_exact_as_shots_grow(rule):
         update, _ = update_of(gradient, AerBackend(ansatz, rule), learning_rate=1.0, shots=shots)
         errors.append((update - exact).norm().item() * math.sqrt(shots))
     assert max(errors) / min(errors) < 1.2  # the error falls with the square root of the shots
+
+
+# --- A rule of one's own
+
+
+def sign(measured, scale):
+    """The sign of the measured gradient, times its group's max |g|."""
+    return scale * np.sign(measured)
+
+
+def add_sign(monkeypatch):
+    """What a user adds: one row (config has read the table when it was imported) and one function."""
+    row = update_rules.Rule(update_rules.joint_shots, "quantum", "#56B4E9", "the sizes within a group", sign)
+    monkeypatch.setitem(update_rules.RULES, "sign", row)
+    monkeypatch.setitem(config._LIMITS, "UPDATE_RULE", ("one of", *update_rules.RULES))
+
+
+def test_a_rule_may_work_on_the_measured_gradient(monkeypatch, tiny_flags, tiny_model, tmp_path):
+    """One step: the weights of a group move by the same size, learning rate * max |g|, up or down."""
+    add_sign(monkeypatch)
+    flags = ["--update_rule", "sign", "--train_size", "4", "--quantum_learning_rate", "0.5", "--shots", "1001"]
+    assert run_training([*tiny_flags, *flags]) == 0
+    start, end = load_file(tiny_model / "model.safetensors"), end_weights(only_run(tmp_path / "results"))
+    for name in ("q_lin", "k_lin", "v_lin", "out_lin"):
+        key = f"transformer.layer.0.attention.{name}.weight"
+        moved = (end[f"distilbert.{key}"] - start[key]).flatten()[:255].reshape(-1, 5)
+        sizes = moved.abs().max(dim=1, keepdim=True).values
+        assert (sizes > 0).all() and torch.allclose(moved.abs(), sizes.expand(-1, 5), rtol=1e-3, atol=1e-7)
+        assert 50 < (moved > 0).sum() < 205
+
+
+def test_a_rule_of_ones_own_is_reported_like_the_others(monkeypatch):
+    add_sign(monkeypatch)
+    settings = config.load(["--update_rule", "sign"])
+    assert {"shots", "circuit"} <= config.settings_that_affect_result(settings._asdict()).keys()
+    assert config.load(["--update_rule", "sign", "--backend", "generic:5"]).backend == "generic:5"
+
+
+@pytest.mark.parametrize("allocation", ["equal", "optimal"])
+def test_the_sign_is_that_of_the_measured_gradient(allocation):
+    gradient = torch.randn(3000, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    arguments = {"learning_rate": 1.0, "shots": 0.5 if allocation == "optimal" else 3, "seed": (1, 2, 3)}
+    arguments |= {"allocation": allocation}
+    measured, _ = qc.quantum_parameter_update(gradient, make_backend(), **arguments)
+    signs, _ = qc.quantum_parameter_update(gradient, make_backend(), transform=sign, **arguments)
+    assert torch.equal(signs.sign(), measured.sign())
+
+
+def test_one_shot_of_product_is_its_own_sign():
+    """R^-1 e is +1 or -1; the factors of groups that are measured by chance reach the rule's function, too."""
+    gradient = torch.randn(3000, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    for shots, allocation in ((1, "equal"), (0.2, "optimal")):
+        arguments = {"learning_rate": 1.0, "shots": shots, "seed": (1, 2, 3), "allocation": allocation}
+        measured, signs = (
+            qc.quantum_parameter_update(gradient, make_backend("product"), transform=transform, **arguments)[0]
+            for transform in (None, sign)
+        )
+        assert torch.allclose(signs, measured, rtol=1e-12, atol=0)
