@@ -42,8 +42,10 @@ def main(command):
             is_run = (folder / "config.json").exists() or not folder.is_dir()
             if not is_run and not holds_runs(folder):
                 raise ValueError("holds no run, and no folder of runs; `python train.py` makes one")
-            for path in analyze_run(folder) if is_run else analyze_study(folder):
-                print(f"  {path}")
+            paths = analyze_run(folder) if is_run else analyze_study(folder)
+            print(*(f"  {path}" for path in paths), sep="\n")
+            for path in [path for path in paths if path.name in ("report.html", "comparison.png")][:1] or paths[:1]:
+                print(f"look first at {path}")
             analysed += 1
         except (ValueError, OSError) as error:
             print(f"skipped {folder}: {one_line(error)}", file=sys.stderr)

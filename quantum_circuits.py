@@ -491,7 +491,7 @@ if __name__ == "__main__":
                     raise
                 print(f"{name}: {command_line.exit_message(error)[0]}\n")
                 refused += 1
-        print(f"drawings: {folder}")
+        print(f"drawings in {folder}; the one that trains: {folder / settings.circuit}.png")
         return 2 if refused else 0
 
     command_line.run_as_script(main, command_line.parse_or_exit(sys.argv[1:]))

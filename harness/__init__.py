@@ -1,1 +1,1 @@
-"""What surrounds the training loop: run folders, checkpoints, processes, studies, manners of the command line."""
+"""What surrounds the training loop: run folders, checkpoints, processes, studies, how a program ends."""

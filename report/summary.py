@@ -15,7 +15,9 @@ def announce(job, run):
     settings, rule = job.settings, RULES[job.settings.update_rule]
     entries = sum(weight.numel() for weight in job.weights.values())
     print(f"model:   {settings.model_name}, {job.model_source['parameters']:,} weights, on {job.device}")
-    print(f"rate:    {settings.learning_rate:g} for AdamW, decaying to 0")
+    embedded = settings.model_name == "embedded" and settings.learning_rate == settings.embedded_learning_rate
+    name = "EMBEDDED_LEARNING_RATE" if embedded else "LEARNING_RATE"
+    print(f"rate:    {settings.learning_rate:g} for AdamW ({name}), decaying to 0")
     print(f"data:    {settings.dataset_name}: {len(job.train_set)} training, {len(job.eval_set)} evaluation examples")
     print(f"weights: {entries:,} entries of {len(job.weights)} attention weights, rule {settings.update_rule}")
     if rule.measures:

@@ -56,10 +56,10 @@ def test_a_circuit_of_ones_own(copy_of_the_repository, tiny_flags, tmp_path):
 
 def test_a_rule_of_ones_own(copy_of_the_repository, tiny_flags):
     add(SNIPPETS["update_rules.py"], copy_of_the_repository / "update_rules.py")
-    said = run(copy_of_the_repository, "train.py", *tiny_flags, "--update_rules", "majority,quantum")
+    said = run(copy_of_the_repository, "train.py", *tiny_flags, "--update_rules", "sign,quantum")
     assert "study finished, 0 runs failed" in said
     analyzed = run(copy_of_the_repository, "analyze.py", tiny_flags[tiny_flags.index("--results_dir") + 1])
-    assert "majority" in analyzed
+    assert "sign" in analyzed
 
 
 def test_a_model_of_ones_own(tiny_model, tiny_flags, tmp_path):

@@ -28,8 +28,8 @@ def test_train_then_analyze_as_a_user_does(tiny_flags, tmp_path):
     assert "cos=" in err and "loss=" in err and "3/3" in err
     status, out, err = run_script("analyze.py", "--results_dir", tmp_path / "results")
     assert status == 0, err
-    figures = [line.strip() for line in out.splitlines() if line.endswith(".png")]
-    assert len(figures) == 2
+    figures = [line.strip() for line in out.splitlines() if line.startswith("  ") and line.endswith(".png")]
+    assert len(figures) == 2 and out.splitlines()[-1] == f"look first at {figures[0]}"
     assert all((ROOT / figure).is_file() for figure in figures)
 
 
@@ -49,7 +49,7 @@ def test_circuits_as_a_script(tmp_path):
         ("train.py", ["--dataset_name", "./none"], "error: DATASET_NAME = 'none': no such file or folder"),
         ("train.py", ["--seeds", "9-0"], "error: SEEDS = '9-0': must be a list of whole numbers"),
         ("train.py", ["--dry_run", "yes"], "error: DRY_RUN = 'yes' with BACKEND = 'aer': must be left out"),
-        ("quantum_circuits.py", ["--entangling_angle", "1.5707"], "error: CIRCUIT = 'graph' with NUM_QUBITS = 5"),
+        ("quantum_circuits.py", ["--num_qubits", "0"], "error: NUM_QUBITS = 0: must be a whole number from 1 to 10"),
         ("analyze.py", ["--results_dir", "./none"], "error: RESULTS_DIR = 'none': holds no run folder"),
         ("analyze.py", ["--rebuild"], "error: unrecognized arguments: --rebuild"),
     ],
