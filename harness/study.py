@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from harness import run_folder
-from harness.process_group import on_rank_zero, world_size
+from harness.process_group import all_reduce, on_rank_zero, world_size
 from harness.progress import progress_bar
 from update_rules import RULES
 
@@ -56,6 +56,7 @@ def run_study(runs, as_used, run_once):
             bar.update()
     print(f"study finished, {count_runs(len(failed))} failed{': ' if failed else ''}{'; '.join(failed)}")
     print(f"now: python analyze.py {shlex.quote(str(results_dir))}")
+    all_reduce(0)  # where a run failed, torchrun ends the others once one has exited: wait for the first, which writes
     return 1 if failed else 0
 
 
