@@ -39,10 +39,9 @@ def main(command):
     analysed = 0
     for folder in [folder for name in folders for folder in opened(name)]:
         try:
-            is_run = (folder / "config.json").exists() or not folder.is_dir()
-            if not is_run and not holds_runs(folder):
+            if not is_run(folder) and not holds_runs(folder):
                 raise ValueError("holds no run, and no folder of runs; `python train.py` makes one")
-            paths = analyze_run(folder) if is_run else analyze_study(folder)
+            paths = analyze_run(folder) if is_run(folder) else analyze_study(folder)
             print(*(f"  {path}" for path in paths), sep="\n")
             for path in [path for path in paths if path.name in ("report.html", "comparison.png")][:1] or paths[:1]:
                 print(f"look first at {path}")
@@ -52,14 +51,19 @@ def main(command):
     return 0 if analysed else 2
 
 
+def is_run(folder):
+    """Whether a path is to be read as a run: it holds a file of one, or is no folder, which the reader then says."""
+    return not folder.is_dir() or any((folder / name).exists() for name in ("config.json", "metrics.csv"))
+
+
 def holds_runs(folder):
     """Whether a folder is one of runs, and no run itself."""
-    return not (folder / "config.json").exists() and any(folder.glob("run_*/config.json"))
+    return not is_run(folder) and any(folder.glob("run_*/config.json"))
 
 
 def opened(folder):
     """[folder], or, where that is no run and holds none, the folders in it that do, if any."""
-    if not folder.is_dir() or (folder / "config.json").exists() or holds_runs(folder):
+    if is_run(folder) or holds_runs(folder):
         return [folder]
     return sorted(filter(holds_runs, folder.iterdir())) or [folder]
 

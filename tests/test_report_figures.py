@@ -139,7 +139,7 @@ def test_circuits_that_were_used_are_shown_alone_and_a_broken_one_stops_nothing(
     def no_circuit(n, phi):
         raise RuntimeError("not written yet")
 
-    monkeypatch.setitem(quantum_circuits.CIRCUITS, "mine", (no_circuit, "none"))
+    monkeypatch.setitem(quantum_circuits.CIRCUITS, "mine", (no_circuit, 1.0))
     runs = [fake_run(tmp_path, "quantum", 0, 0.7, circuit=name) for name in ("graph", "product")]
     found = {name: drawn(figure) for name, figure, _ in figures_of_circuits(runs)}
     assert [ax.get_title() for ax in found["response"].axes] == ["graph\n1000 shots", "product\n1000 shots"]
