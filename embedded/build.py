@@ -196,7 +196,7 @@ SST-2's dev set was used to choose between a handful of recipes and fine-tuning 
 ## Measured
 
 SST-2 dev accuracy with the label head of step 3, before it was thrown away: {dev:.4f}. What a fresh head reaches with
-100 sentences stands, with its command, in the repository's README.
+100 sentences stands, with its command, in docs/RUNNING.md.
 """
 
 
