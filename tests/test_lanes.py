@@ -144,7 +144,7 @@ def test_word_order_swaps_two_adjacent_words_of_half_of_the_sentences(tmp_path):
     assert not first & held
 
 
-@pytest.mark.parametrize("name", ["word_order", "published", "sentiment", "shots", "device_noise"])
+@pytest.mark.parametrize("name", ["word_order", "published", "sentiment", "shots", "one_shot", "device_noise"])
 def test_questions_name_settings_that_exist(name):
     script = __import__(name)
     for arm in [*script.QUESTION["primary"], *(arm for pair in script.QUESTION["secondary"] for arm in pair)]:
