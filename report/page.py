@@ -44,7 +44,8 @@ def report_content(study, figures):
     if len(unsaid) > MOST_UNSAID:
         others = [sentence for sentence in others if sentence not in unsaid]
         others.append(f"{len(unsaid)} comparisons of fewer than {SMALLEST_N} seeds are undecided, see the table.")
-    others += [f"{text}: no runs to compare yet." for text in study["missing"]]
+    missing = study["missing"] if len(study["missing"]) <= MOST_UNSAID else [f"{len(study['missing'])} comparisons"]
+    others += [f"{text}: no runs to compare yet." for text in missing]
     family = [f"{row['arm']} against {row['base']}" for row in rows if row["family"] == "secondary"]
     named = f"The Holm family, {len(family)} comparisons: {'; '.join(family)}." if family else "No Holm family."
     results = [accuracy_table(study["arms"]), comparison_table(rows), recovered_table(study["recovered"])]

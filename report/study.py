@@ -242,7 +242,7 @@ def named_pairs(arms, question):
         found = [name for name, arm in arms.items() if matches(arm, wanted)]
         if len(found) > 1:
             raise ValueError(f"question.json: {json.dumps(wanted)} is {len(found)} arms: {'; '.join(found)}")
-        return found[0] if found else json.dumps(wanted)
+        return found[0] if found else labels.label(wanted, [name for name in wanted if name != "update_rule"])
 
     pairs = [("primary", *map(find, question["primary"]))] if question else []
     chosen = (

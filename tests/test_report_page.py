@@ -51,7 +51,7 @@ def test_the_family_is_named_and_what_is_missing(tmp_path):
     assert f"The Holm family, 3 comparisons: {'; '.join(names)}." in note
     question = {"question": "Q", "primary": ["quantum", "classical"], "secondary": [["quantum", "frozen"]]}
     content = report_content(analyse(runs, question), [])
-    assert content["others"] == ['quantum against {"update_rule": "frozen"}: no runs to compare yet.']
+    assert content["others"] == ["quantum against frozen: no runs to compare yet."]
     assert content["title"] == "Q" and "No Holm family." in content["note"]
     alone = report_content(analyse(runs[:1], {}), [])
     assert alone["title"] == "classical: compared seed by seed" and "nothing to compare" in alone["others"][0]

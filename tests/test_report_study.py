@@ -235,7 +235,7 @@ def test_the_question_names_what_is_compared(tmp_path):
         ("secondary", "quantum, 10 shots", "frozen"),
     ]
     assert {row["margin"] for row in found["comparisons"]} == {0.02}
-    assert found["missing"] == ['{"update_rule": "gradient"} against frozen']
+    assert found["missing"] == ["gradient against frozen"]
     json.dumps(summary(found))
     with pytest.raises(ValueError, match="is 2 arms: quantum, 10 shots; quantum, 1000 shots"):
         analyse(runs, question | {"primary": ["quantum", "classical"]})
