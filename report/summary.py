@@ -19,9 +19,8 @@ def announce(job, run):
     name = "EMBEDDED_LEARNING_RATE" if embedded else "LEARNING_RATE"
     print(f"rate:    {settings.learning_rate:g} for AdamW ({name}), decaying to 0")
     print(f"data:    {settings.dataset_name}: {len(job.train_set)} training, {len(job.eval_set)} evaluation examples")
-    print(
-        f"weights: {entries:,} entries of {len(job.weights)} attention weight{'s' * (len(job.weights) > 1)}, rule {settings.update_rule}"
-    )
+    number = f"{len(job.weights)} attention weight{'s' * (len(job.weights) > 1)}"
+    print(f"weights: {entries:,} entries of {number}, rule {settings.update_rule}")
     if rule.measures:
         numels = [weight.numel() for weight in job.weights.values()]
         circuits = sum(num_groups(numel, settings.num_qubits) for numel in numels)
