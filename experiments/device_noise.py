@@ -108,8 +108,7 @@ def main():
     fit = reference / "fit.json"
     if not fit.exists():
         write_json(fit, fit_device(DEVICE, quantum_circuits.build_ansatz("graph", 5, math.pi / 4)))
-    common = word_order.COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "final"}
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order"}
+    common, names = lanes.on_data(word_order.COMMON, given, work / "data" / "final", "word order")
     classical = [common | word_order.CLASSICAL | adamw | {"seed": seed} for seed in SEEDS]
     lanes.run_all(classical, work / "classical", given.lanes, reference, names, [before / "word_order"])
     arms = [ADAMW | adamw | {"shots": MANY_SHOTS}, SGD | sgd | {"shots": MANY_SHOTS}]

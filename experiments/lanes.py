@@ -1,6 +1,7 @@
 """Run many trainings side by side, each as `python train.py` with one thread, and keep what they measured."""
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -104,11 +105,9 @@ def publish(results_dir, reference, names):
 
 def free_place(folder, name):
     """folder/name, or with _1, _2, ... appended where a run of another folder began in the same second."""
-    second, number = re.match(r"run_\d+_\d+", name)[0], 0
-    while (folder / name).exists():
-        number += 1
-        name = f"{second}_{number}"
-    return folder / name
+    second = re.match(r"run_\d+_\d+", name)[0]
+    found = itertools.chain([folder / name], run_folder.places(folder, second))
+    return next(place for place in found if not place.exists())
 
 
 def copy_without_paths(run, folder, names):
@@ -193,6 +192,15 @@ def final_accuracies(reference):
             statistics = json.loads((run / "training_statistics.json").read_text(encoding="utf-8"))
             accuracy[key] = statistics["evaluations"][-1]["accuracy"]
     return accuracy
+
+
+def on_data(settings, given, data, name):
+    """(settings of runs with the model of the command line on a folder of data, names for `publish`): two dicts.
+
+    given: see `arguments`. name: of the data.
+    """
+    model = given.model.resolve()
+    return settings | {"model_name": model, "dataset_name": data}, {model: "all-MiniLM-L6-v2", data: name}
 
 
 def ask(reference, question):

@@ -38,8 +38,7 @@ def main():
     work, reference = results / "one_shot", results / "reference" / "one_shot"
     make_word_order(given.sst2, work / "data")
     lanes.ask(reference, QUESTION)
-    common = word_order.COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "final"}
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order"}
+    common, names = lanes.on_data(word_order.COMMON, given, work / "data" / "final", "word order")
     arms = [ONE_SHOT | {"learning_rate": RATE}, CLASSICAL | {"learning_rate": RATE}]
     runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in arms]
     runs += [common | CLASSICAL | {"learning_rate": RATE / 2, "seed": seed} for seed in SEEDS]

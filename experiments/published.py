@@ -33,9 +33,8 @@ def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     work, reference = lanes.ROOT / "results" / "published", lanes.ROOT / "results" / "reference" / "published"
     lanes.ask(reference, QUESTION)
-    common = COMMON | {"model_name": given.model.resolve(), "dataset_name": given.sst2.resolve()}
+    common, names = lanes.on_data(COMMON, given, given.sst2.resolve(), "sst2")
     runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in (CLASSICAL, QUANTUM, FROZEN)]
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2"}
     lanes.run_all(runs, work, given.lanes, reference, names)
 
 

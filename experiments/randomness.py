@@ -42,9 +42,8 @@ def main():
         rate = lanes.read_chosen(published / task / "tuning.json")[0]
         work, reference = results / "randomness" / task, published / "randomness" / task
         make(given.sst2, work / "data")
-        common = script.COMMON | rate | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "final"}
+        common, names = lanes.on_data(script.COMMON | rate, given, work / "data" / "final", data)
         arms = [CLASSICAL] + [QUANTUM | {"shots": shots} for shots in SHOTS]
-        names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: data}
         runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in arms]
         lanes.run_all(runs, work, given.lanes, reference, names, [published / question for question in before])
         matched[task] = compare_at_same_loss(reference)

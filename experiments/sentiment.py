@@ -53,16 +53,14 @@ def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     work, reference = lanes.ROOT / "results" / "sentiment", lanes.ROOT / "results" / "reference" / "sentiment"
     make_sentiment(given.sst2, work / "data")
-    common = COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}
-
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2, tuning"}
+    common, names = lanes.on_data(COMMON, given, work / "data" / "tuning", "sst2, tuning")
     adamw, head, sgd = lanes.choose_rates(
         *(CLASSICAL, FROZEN, GRADIENT_SGD),
         *(LEARNING_RATES, QUANTUM_LEARNING_RATES, common, TUNING_SEEDS),
         *(work, given.lanes, reference, names),
     )
     lanes.ask(reference, QUESTION)
-    common["dataset_name"] = work / "data" / "final"
+    common, names = lanes.on_data(COMMON, given, work / "data" / "final", "sst2")
     runs = [
         common | arm | {"seed": seed}
         for seed in SEEDS
@@ -70,7 +68,6 @@ def main():
     ]
     arms = (FEW | adamw, MANY | adamw, QUANTUM_SGD | sgd)
     runs += [common | arm | {"seed": seed} for seed in QUANTUM_SEEDS for arm in arms]
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "sst2"}
     lanes.run_all(runs, work / "final", given.lanes, reference, names)
 
 

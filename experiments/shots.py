@@ -88,8 +88,7 @@ def main():
     work, reference, before = results / "shots", results / "reference" / "shots", results / "reference" / "word_order"
     adamw, head, _ = lanes.read_chosen(before / "tuning.json")
     make_word_order(given.sst2, work / "data")
-    common = word_order.COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order, tuning"}
+    common, names = lanes.on_data(word_order.COMMON, given, work / "data" / "tuning", "word order, tuning")
     tuned = reference / "tuning.json"
     if not tuned.exists():
         where = word_order.TUNING_SEEDS, work / "tuning", given.lanes, reference / "tuning", names
@@ -98,8 +97,7 @@ def main():
     chosen = lanes.read_chosen(tuned)
     lanes.ask(reference, QUESTION)
 
-    common["dataset_name"] = work / "data" / "final"
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order"}
+    common, names = lanes.on_data(word_order.COMMON, given, work / "data" / "final", "word order")
     runs = [word_order.CLASSICAL | adamw | {"seed": seed} for seed in MANY_SEEDS]
     runs += [word_order.FROZEN | head | {"seed": seed} for seed in MANY_SEEDS]
     for series, shots, seeds in POINTS:

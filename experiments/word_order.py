@@ -66,23 +66,20 @@ def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     work, reference = lanes.ROOT / "results" / "word_order", lanes.ROOT / "results" / "reference" / "word_order"
     make_word_order(given.sst2, work / "data")
-    common = COMMON | {"model_name": given.model.resolve(), "dataset_name": work / "data" / "tuning"}
-
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order, tuning"}
+    common, names = lanes.on_data(COMMON, given, work / "data" / "tuning", "word order, tuning")
     adamw, head, sgd = lanes.choose_rates(
         *(CLASSICAL, FROZEN, GRADIENT_SGD),
         *(LEARNING_RATES, QUANTUM_LEARNING_RATES, common, TUNING_SEEDS),
         *(work, given.lanes, reference, names),
     )
     lanes.ask(reference, QUESTION)
-    common["dataset_name"] = work / "data" / "final"
+    common, names = lanes.on_data(COMMON, given, work / "data" / "final", "word order")
     parts = [
         (SEEDS, [CLASSICAL | adamw, FROZEN | head, GRADIENT_SGD | sgd]),
         (SEEDS, [QUANTUM_ADAMW | adamw]),
         (FEWER_SEEDS, [INDEPENDENT_ADAMW | adamw, QUANTUM_SGD | sgd]),
     ]
     runs = [common | arm | {"seed": seed} for seeds, arms in parts for seed in seeds for arm in arms]
-    names = {common["model_name"]: "all-MiniLM-L6-v2", common["dataset_name"]: "word order"}
     lanes.run_all(runs, work / "final", given.lanes, reference, names)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import json
 import os
 import re
@@ -52,14 +53,17 @@ def require_writable(results_dir):
 def create(results_dir):
     """Make and return a new folder run_YYYYmmdd_HHMMSS, with _1, _2, ... appended where that second is taken."""
     results_dir.mkdir(parents=True, exist_ok=True)
-    name, number = time.strftime("run_%Y%m%d_%H%M%S"), 0
-    while True:
-        folder = results_dir / f"{name}{f'_{number}' if number else ''}"
-        try:
-            folder.mkdir()  # fails where another process was faster
+    for folder in places(results_dir, time.strftime("run_%Y%m%d_%H%M%S")):
+        with contextlib.suppress(FileExistsError):  # where another process was faster
+            folder.mkdir()
             return folder
-        except FileExistsError:
-            number += 1
+
+
+def places(results_dir, name):
+    """Yield results_dir/name, and that with _1, _2, ... appended, without end."""
+    yield results_dir / name
+    for number in itertools.count(1):
+        yield results_dir / f"{name}_{number}"
 
 
 @contextlib.contextmanager
