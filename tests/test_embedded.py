@@ -83,7 +83,7 @@ def test_asked_for_outright(tmp_path, capsys):
     environment = read_json(run / "environment.json")
     assert environment["model"]["kind"] == environment["data"]["kind"] == "embedded"
     assert "stands_in_for" not in environment["model"]
-    assert f"{settings['learning_rate']:g} for AdamW" in capsys.readouterr().out
+    assert f"{settings['learning_rate']:g} for AdamW (EMBEDDED_LEARNING_RATE)" in capsys.readouterr().out
     assert figures.caption(run_folder.read(run)).startswith("embedded model on embedded sentences, 100 examples")
 
 

@@ -25,6 +25,7 @@ def test_train_then_analyze_as_a_user_does(tiny_flags, tmp_path):
     status, out, err = run_script("train.py", *tiny_flags)
     assert status == 0, err
     assert "finished after 3 steps" in out and "circuits per step" in out
+    assert "rate:    5e-05 for AdamW (LEARNING_RATE)" in out
     assert "cos=" in err and "loss=" in err and "3/3" in err
     status, out, err = run_script("analyze.py", "--results_dir", tmp_path / "results")
     assert status == 0, err
