@@ -9,6 +9,8 @@ import sys
 import pytest
 from conftest import ROOT, run_script, small_model
 
+from report.study import read_question
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 OWN = re.search(r"^## Add your own\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)[1]
 
@@ -82,3 +84,10 @@ def test_data_of_ones_own(tiny_flags, tmp_path):
     flags = [flag for flag in tiny_flags if flag != "--dataset_name" and "tiny data" not in flag]
     status, out, err = run_script("train.py", *DATA_COMMAND, *flags, cwd=tmp_path)
     assert status == 0 and "finished after 3 steps" in out, err
+
+
+def test_a_question_of_ones_own(tmp_path):
+    """The question.json of docs/RUNNING.md is one that the report takes."""
+    running = (ROOT / "docs" / "RUNNING.md").read_text(encoding="utf-8")
+    (tmp_path / "question.json").write_text(re.search(r"^```json\n(.*?)^```", running, re.DOTALL | re.MULTILINE)[1])
+    assert len(read_question(tmp_path / "question.json")["secondary"]) == 2
