@@ -47,11 +47,15 @@ def main():
         runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in arms]
         lanes.run_all(runs, work, given.lanes, reference, names, [published / question for question in before])
         matched[task] = compare_at_same_loss(reference)
-        write_json(published / "randomness" / "matched.json", matched)
+    correct_secondary(matched)
+    write_json(published / "randomness" / "matched.json", matched)
 
 
 def compare_at_same_loss(reference):
-    """[{shots, n, differences, mean, p, p_equal, ...}]: accuracy at each number of shots minus that of `classical`."""
+    """Accuracy at each number of shots minus that of `classical`: [{shots, differences, interval, ...}].
+
+    The rest of a row is what statistics.paired says.
+    """
     curves = {}
     for folder in sorted(reference.glob("run_*")):
         run = run_folder.read(folder)
@@ -66,8 +70,17 @@ def compare_at_same_loss(reference):
             at = [accuracy_at(target, *curves[arm, seed]) for arm in (shots, 0)]
             differences.append(at[0] - at[1])
         if differences:
-            rows.append({"shots": shots, "differences": differences} | statistics.paired(differences, MARGIN))
+            tests = statistics.paired(differences, MARGIN)
+            interval = statistics.student_interval(tests, statistics.ALPHA)
+            rows.append({"shots": shots, "differences": differences} | tests | {"interval": interval})
     return rows
+
+
+def correct_secondary(matched):
+    """Give every comparison of matched.json but the primary one, the first of word order, its p_holm."""
+    secondary = [row for rows in matched.values() for row in rows][1:]
+    for row, p in zip(secondary, statistics.adjusted([row["p"] for row in secondary]), strict=True):
+        row["p_holm"] = p
 
 
 def loss_and_accuracy(rows):

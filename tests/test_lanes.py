@@ -197,6 +197,19 @@ def test_accuracy_at_the_same_loss_is_interpolated():
     assert randomness.accuracy_at(2.0, losses, accuracies) == 0.6
 
 
+def test_published_accuracies_at_the_same_loss_are_those_of_the_published_runs():
+    published = ROOT / "results" / "reference" / "randomness"
+    matched = {task: randomness.compare_at_same_loss(published / task) for task in ("word_order", "sentiment")}
+    randomness.correct_secondary(matched)
+    known = read_json(published / "matched.json")
+    assert matched.keys() == known.keys()
+    for task, rows in matched.items():
+        for row, expected in zip(rows, known[task], strict=True):
+            assert row.keys() == expected.keys()
+            for name, value in expected.items():
+                assert row[name] == pytest.approx(tuple(value) if name == "interval" else value)
+
+
 def test_the_fit_of_a_device_without_noise_is_the_circuit(tmp_path):
     """generic:5 without noise measures with the ideal response: the fit is it, and the engine's means are the ideal."""
     ansatz = quantum_circuits.build_ansatz("graph", 5, math.pi / 4)
