@@ -27,7 +27,7 @@ TRAINED_WEIGHTS = "all"  # "all", or "attention": the selected weights and the h
 ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in place of ATTENTION_LAYERS; "" = off
 
 # --- Data
-DATASET_NAME = "glue"  # "glue", a hub id, "embedded", or a local folder or file (.tsv, .csv, .jsonl, .parquet)
+DATASET_NAME = "glue"  # "glue", a hub id, "embedded", or a local folder or file (.tsv, .csv, .json, .jsonl, .parquet)
 DATASET_CONFIG = "sst2"  # GLUE task, or configuration of another hub data set; "" = its default; local data ignore it
 DATASET_REVISION = ""  # commit, tag or branch of a hub data set, as environment.json records it; "" = the newest
 TEXT_COLUMNS = []  # one or two columns of text; [] = those of the GLUE task, else the one named sentence or text
@@ -72,7 +72,7 @@ DEVICE_SELECTION = "largest"  # which groups: "largest" gradients (biased), or "
 DEVICE_NOISE = "on"  # "off" simulates fake and generic devices without noise
 MITIGATION = "none"  # "readout": correct means by the measured readout errors of each qubit
 DYNAMICAL_DECOUPLING = "off"  # pulses on idle qubits: "XX", "XpXm" or "XY4"
-TWIRLING = "off"  # random Paulis around "gates", "measurement" or "all"
+TWIRLING = "off"  # random Paulis around "gates", "measurement" or "all"; up to 32 draws, a number that divides SHOTS
 MAX_QPU_SECONDS = 0  # most QPU time a run may use, seconds; required for "ibm"
 DRY_RUN = "no"  # "yes" prints what a run on a device would take and submits nothing
 
@@ -120,7 +120,7 @@ _LIMITS = {
     "SHOT_ALLOCATION": ("one of", "equal", "optimal"),
     "ENTANGLING_ANGLE": ("a number", 0, math.nextafter(math.pi / 2, 0)),
     "NORMALIZATION": ("one of", "group", "tensor"),
-    "BACKEND": ("one of aer, ibm, ibm:NAME, fake:NAME and generic:N",),
+    "BACKEND": ("one of aer, ibm, ibm:NAME, fake:NAME and generic:N, N from 1 to 99",),
     "AER_DEVICE": ("one of", "CPU", "GPU"),
     "DEVICE_GROUPS": ("a whole number", 1, 10**6),
     "DEVICE_SELECTION": ("one of", "largest", "sampled"),
@@ -226,9 +226,9 @@ def parse(argv=()):
 
 
 def is_local(name):
-    """Whether MODEL_NAME or DATASET_NAME is a folder or file rather than a hub id: it exists, or can only be a path."""
+    """Whether MODEL_NAME or DATASET_NAME is no hub id: it is "embedded", exists, or can only be a path."""
     only_a_path = name.startswith((".", "/", "~")) or name.endswith(FILE_ENDINGS) or name.count("/") > 1
-    return only_a_path or Path(os.path.expanduser(name)).exists()
+    return name == "embedded" or only_a_path or Path(os.path.expanduser(name)).exists()
 
 
 def is_glue(dataset_name):
@@ -255,6 +255,13 @@ def settings_that_affect_result(settings):
     if not rule.draws_shots:
         ignored |= {"shots", "shot_allocation"}
     return {name: value for name, value in settings.items() if name not in ignored}
+
+
+def with_learning_rate(settings, given):
+    """The settings with EMBEDDED_LEARNING_RATE where that model is used and the user has not chosen a LEARNING_RATE."""
+    if settings.model_name == "embedded" and "learning_rate" not in given:
+        return settings._replace(learning_rate=settings.embedded_learning_rate)
+    return settings
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -357,7 +364,7 @@ def _checked(name, value):
         valid = isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)  # what no file could hold
         valid = valid and bool(value.strip() or "empty" in kind)
     if valid and name == "BACKEND":
-        valid = re.fullmatch(r"aer|ibm(:[\w.-]+)?|fake:\w+|generic:[1-9]\d{0,2}", value) is not None
+        valid = re.fullmatch(r"aer|ibm(:[\w.-]+)?|fake:\w+|generic:[1-9]\d?", value) is not None
     if valid and "regular expression" in kind:
         try:
             re.compile(value)
@@ -376,7 +383,7 @@ def _checked(name, value):
 
 def _ignores_dataset_config(settings, given):
     """Whether DATASET_CONFIG means nothing: for local data, and for a hub data set where it still names a GLUE task."""
-    if settings.dataset_name == "embedded" or is_local(settings.dataset_name):
+    if is_local(settings.dataset_name):
         return True
     return not is_glue(settings.dataset_name) and "dataset_config" not in given and settings.dataset_config in GLUE
 
@@ -390,6 +397,10 @@ def check_together(settings, given):
             f"ATTENTION_LAYERS = {list(settings.attention_layers)!r} contradicts ATTENTION_PATTERN = "
             f'{settings.attention_pattern!r}, which selects by name: must be "all" with it'
         )
+    for what in ("model", "dataset"):
+        revision = getattr(settings, f"{what}_revision")
+        if revision and is_local(getattr(settings, f"{what}_name")):
+            raise ValueError(f"{what.upper()}_REVISION = {revision!r}: must be empty with a local {what}")
     if is_glue(settings.dataset_name):
         if task not in GLUE:
             raise ValueError(f"DATASET_CONFIG = {task!r}: must be one of {', '.join(GLUE)} with GLUE")

@@ -31,7 +31,7 @@ SIMULATED_QUBITS = 8
 BEAM = 64
 # An edge or a readout that fails this often is not used.
 WORST_ERROR = 0.5
-# Resubmissions of a job that failed, and tries to reach the service, with waits of 1, 2, 4, ... 60 seconds between.
+# Tries of a job that fails, and tries to reach the service, with waits of 1, 2, 4, ... 60 seconds between.
 JOB_ATTEMPTS, NETWORK_ATTEMPTS = 3, 30
 # Shots of a circuit that measures readout errors, for each shot of one that measures gradients.
 CALIBRATION_SHOTS = 10
@@ -205,24 +205,22 @@ def place(ansatz, device, lines):
 
 def readout_circuits(isa):
     """Two circuits that prepare all zeros and all ones on the qubits that isa measures, read into the same bits."""
-    circuits = []
-    for flip in (False, True):
-        circuit = isa.copy_empty_like()
-        measures = [instruction for instruction in isa.data if instruction.operation.name == "measure"]
-        for instruction in measures if flip else []:
-            circuit.x(instruction.qubits[0])
+    measures = [instruction for instruction in isa.data if instruction.operation.name == "measure"]
+    zeros, ones = isa.copy_empty_like(), isa.copy_empty_like()
+    ones.x([instruction.qubits[0] for instruction in measures])
+    for circuit in (zeros, ones):
         circuit.barrier()
         for instruction in measures:
             circuit.append(instruction)
-        circuits.append(circuit)
-    return circuits
+    return [zeros, ones]
 
 
 # --- The engine -------------------------------------------------------------------------------------------------------
 
 
 class DeviceBackend:
-    """Measures groups on a device. Counts and decodes as AerBackend does; what differs is the noise.
+    """Measures groups on a device. What differs from AerBackend is the noise, and that
+    a circuit holds a group on every line.
 
     ansatz: Ansatz.  device, service: from open_device.  journal: Journal of the run's jobs.  mitigation: "none", or
     "readout": means are corrected by each qubit's measured assignment matrix.  dynamical_decoupling: "off" or a
@@ -251,15 +249,14 @@ class DeviceBackend:
         self.name = device.name
         self.journal = journal or Journal()
         self.mitigation, self.tags, self.max_seconds = mitigation, list(tags), max_seconds
+        decoupling = {"enable": True, "sequence_type": dynamical_decoupling} if dynamical_decoupling != "off" else {}
         self.options = {
-            "dynamical_decoupling": {"enable": dynamical_decoupling != "off"},
+            "dynamical_decoupling": decoupling,
             "twirling": {
                 "enable_gates": twirling in ("gates", "all"),
                 "enable_measure": twirling in ("measurement", "all"),
             },
         }
-        if dynamical_decoupling != "off":
-            self.options["dynamical_decoupling"]["sequence_type"] = dynamical_decoupling
         n = ansatz.circuit.num_qubits
         fitting = device.num_qubits // n if service else max(1, SIMULATED_QUBITS // n)
         self.lines = qubit_lines(device.target, n, min(most_lines or fitting, device.num_qubits // n))
@@ -269,6 +266,7 @@ class DeviceBackend:
             )
         self.circuit, self.angles = place(ansatz, device, self.lines)
         self.assignment = None
+        self.shot_seconds = getattr(device, "default_rep_delay", None) or SHOT_SECONDS  # of QPU time, an estimate
 
     def measure(self, x, shots, seed, first=0):
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), by one job, and what was run.
@@ -289,7 +287,8 @@ class DeviceBackend:
         values = np.zeros((rows * copies, n))
         values[: len(x)] = self.ansatz.theta(x)
         values = values.reshape(rows, copies * n)
-        (ones,) = self.run([(self.circuit, {tuple(self.angles): values})], rows, shots, seed, digest(values))
+        content = hashlib.sha256(values.tobytes() + (str(self.lines).encode() if self.service else b"")).hexdigest()
+        (ones,) = self.run([(self.circuit, {tuple(self.angles): values})], rows, shots, seed, content)
         if self.assignment is not None:
             false_ones, false_zeros = self.assignment
             ones = (ones - false_ones) / (1 - false_ones - false_zeros)
@@ -305,9 +304,11 @@ class DeviceBackend:
         for attempt in range(JOB_ATTEMPTS):
             job = self.fetch(key) or self.submit(pubs, rows, shots, seed, key, attempt)
             try:
-                result = self.wait(job)
+                result = self.reach(job.result, job)
             except JobFailed as error:
                 self.journal.add({"job": job.job_id(), "status": "failed", "seconds": used_seconds(job), **key})
+                if error.final:
+                    raise DeviceError(f"job {job.job_id()} ended: {error}") from None
                 if attempt == JOB_ATTEMPTS - 1:
                     raise DeviceError(f"job {job.job_id()} failed, the last of {JOB_ATTEMPTS} tries: {error}") from None
                 pause(attempt)
@@ -320,7 +321,7 @@ class DeviceBackend:
         """The job that the journal, or the service by its tags, already has for this work; None where there is none."""
         if self.service is None:
             return None
-        job_id = self.journal.job_of(key)
+        job_id = self.journal.known.get(tag_of(key))
         if job_id is not None:
             job = self.reach(lambda: self.find(job_id))
             if job is None:
@@ -345,7 +346,7 @@ class DeviceBackend:
         """Submit a job and write it down before anything waits for it."""
         from qiskit_ibm_runtime.executor_sampler import Sampler
 
-        expected = self.job_seconds(rows, shots)
+        expected = self.expected_seconds(rows * shots)
         used = self.journal.seconds
         if used + expected > self.max_seconds:
             raise QuotaReached(
@@ -354,10 +355,14 @@ class DeviceBackend:
             )
         options = {**self.options, "environment": {"job_tags": [*self.tags, tag_of(key)]}}
         if self.service is None:
-            state = np.random.SeedSequence((*seed, attempt, int(digest(content_of(pubs))[:8], 16))).generate_state(1)
+            state = np.random.SeedSequence((*seed, attempt, int(key["angles_sha256"][:8], 16))).generate_state(1)
             options["simulator"] = {"seed_simulator": int(state[0])}  # a fixed one would replay the same noise
         else:
             options["max_execution_time"] = max(1, math.floor(min(max(60, 10 * expected), self.max_seconds - used)))
+        # A number of randomizations that divides the shots: left to itself, the Sampler runs more shots, 64 at least.
+        draws = max(number for number in range(1, 33) if shots % number == 0)
+        twirling = {**self.options["twirling"], "num_randomizations": draws, "shots_per_randomization": shots // draws}
+        options["twirling"] = twirling
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sampler, tried = Sampler(mode=self.device, options=options), []
@@ -372,10 +377,6 @@ class DeviceBackend:
         entry = {"job": job.job_id(), "status": "submitted", "expected": expected, **key}
         self.journal.add(entry | {"tags": options["environment"]["job_tags"]})
         return job
-
-    def wait(self, job):
-        """The result of a job, across lost connections; JobFailed where the job itself has failed or was cancelled."""
-        return self.reach(job.result, job)
 
     def reach(self, call, job=None):
         """call(), tried again while the service cannot be reached.
@@ -397,10 +398,8 @@ class DeviceBackend:
                 return call()
             except DeviceError:
                 raise  # of a call within this one
-            except RuntimeJobFailureError as error:
-                raise JobFailed(without_secrets(error)) from None
-            except (RuntimeInvalidStateError, RuntimeJobMaxTimeoutError) as error:
-                raise DeviceError(f"job {job.job_id() if job else ''} ended: {without_secrets(error)}") from None
+            except (RuntimeJobFailureError, RuntimeInvalidStateError, RuntimeJobMaxTimeoutError) as error:
+                raise JobFailed(without_secrets(error), final=not isinstance(error, RuntimeJobFailureError)) from None
             except (IBMNotAuthorizedError, IBMInputValueError) as error:
                 raise DeviceError(f"{self.name}: {without_secrets(error)}") from None
             except (IBMError, OSError) as error:  # OSError: sockets
@@ -412,16 +411,9 @@ class DeviceBackend:
                 print(f"{self.name} out of reach, trying again: {without_secrets(error)}", file=sys.stderr)
                 pause(attempt)
 
-    def job_seconds(self, rows, shots):
-        """Seconds of QPU time that a job of `rows` circuits is expected to take."""
-        if self.service is None:
-            return 0.0
-        return JOB_SECONDS + rows * shots * self.shot_seconds
-
-    @property
-    def shot_seconds(self):
-        """Seconds of QPU time that one shot of a circuit takes, an estimate."""
-        return getattr(self.device, "default_rep_delay", None) or SHOT_SECONDS
+    def expected_seconds(self, shots, jobs=1):
+        """Seconds of QPU time that jobs of so many shots, all circuits together, are expected to take."""
+        return jobs * JOB_SECONDS + shots * self.shot_seconds if self.service else 0.0
 
     def plan(self, weights, groups, steps, shots):
         """What a training takes at most: jobs, circuits, shots, seconds. weights: tensors measured in every step.
@@ -438,47 +430,17 @@ class DeviceBackend:
         weights = min(weights, groups)
         rows = -(-groups // len(self.lines)) + weights - 1  # a tensor's last row may be half empty
         jobs, circuits, total = steps * weights, steps * rows, steps * rows * shots
-        seconds = steps * (self.job_seconds(rows, shots) + (weights - 1) * self.job_seconds(0, shots))
         if self.mitigation == "readout":
             jobs, circuits, total = jobs + 1, circuits + 2, total + 2 * CALIBRATION_SHOTS * shots
-            seconds += self.job_seconds(2, CALIBRATION_SHOTS * shots)
-        return {"jobs": jobs, "circuits": circuits, "shots": total, "seconds": seconds}
-
-
-def full_step(numels, num_qubits, shots, lines, shot_seconds=SHOT_SECONDS):
-    """(jobs, circuits, seconds) that measuring every entry of some weights once takes of a device, an estimate.
-
-    numels: entries of each weight; a weight has jobs of its own, of whole circuits. shots: per circuit, int, at most
-    EXECUTIONS_PER_JOB. lines: groups measured side by side. seconds: of QPU time, JOB_SECONDS a job and shot_seconds,
-    float, a shot.
-    """
-    circuits = [-(-numel // (num_qubits * lines)) for numel in numels]
-    jobs = sum(-(-number // (EXECUTIONS_PER_JOB // shots)) for number in circuits)
-    return jobs, sum(circuits), jobs * JOB_SECONDS + sum(circuits) * shots * shot_seconds
-
-
-def full_step_table(numels, shot_seconds=SHOT_SECONDS):
-    """Lines of text: QPU time of `full_step` for 1 to 5 qubits and 1 to 1000 shots, on one line and on 20."""
-    columns = [(lines, shots) for lines in (1, 20) for shots in (1, 10, 100, 1000)]
-    head = "".join(f"{f'{lines} x {shots}':>12}" for lines, shots in columns)
-    title = f"QPU time of a step that measures all {sum(numels):,} weights, by groups side by side x shots:"
-    rows = [title, f"qubits{head}"]
-    for num_qubits in range(1, 6):
-        seconds = [full_step(numels, num_qubits, shots, lines, shot_seconds)[2] for lines, shots in columns]
-        rows.append(f"{num_qubits:6}" + "".join(f"{duration(value):>12}" for value in seconds))
-    return rows
-
-
-def duration(seconds):
-    """Seconds as text, in the largest unit of which there are two at least: 90 s, 2.0 min, 3.5 h, 8.2 days."""
-    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
+        return {"jobs": jobs, "circuits": circuits, "shots": total, "seconds": self.expected_seconds(total, jobs)}
 
 
 class JobFailed(Exception):
-    """A job ended without a result."""
+    """A job ended without a result; final: it was cancelled, or ran out of its time, which another try may do, too."""
+
+    def __init__(self, message, final):
+        super().__init__(message)
+        self.final = final
 
 
 def is_refusal(error):
@@ -489,15 +451,6 @@ def is_refusal(error):
 
 def pause(attempt):
     time.sleep(min(2**attempt, 60))
-
-
-def digest(values):
-    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
-
-
-def content_of(pubs):
-    """What distinguishes the PUBs of one job from those of another of the same step: their values, or their number."""
-    return next(iter(pubs[0][1].values())) if pubs[0][1:] else np.array([len(pubs)])
 
 
 def tag_of(key):
@@ -542,17 +495,12 @@ class Journal:
                 os.fsync(file.fileno())
 
     def count(self, entry):
-        key = (entry["step"], entry["tensor"], entry["angles_sha256"], entry["shots"])
         if entry.get("seconds"):
             self.charged[entry["job"]] = entry["seconds"]
         else:
             self.charged.setdefault(entry["job"], entry.get("expected", 0.0))
         if entry["status"] == "failed":
             self.failed.add(entry["job"])
-            self.known.pop(key, None)
+            self.known.pop(tag_of(entry), None)
         else:
-            self.known[key] = entry["job"]
-
-    def job_of(self, key):
-        """The id of the job submitted for this work that has not failed, or None."""
-        return self.known.get((key["step"], key["tensor"], key["angles_sha256"], key["shots"]))
+            self.known[tag_of(entry)] = entry["job"]

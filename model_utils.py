@@ -19,13 +19,6 @@ import torch
 import config
 from harness import hub
 
-# Data sets that the hub used to list without their owner.
-HUB_IDS = {
-    "glue": config.GLUE_NAMES[1],
-    "sst2": "stanfordnlp/sst2",
-    "imdb": "stanfordnlp/imdb",
-    "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
-}
 USUAL_COLUMNS = (("sentence",), ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"))
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "test")
 MANY_UNKNOWN = 0.05  # part of the tokens
@@ -35,7 +28,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 PUBLISHED_MODEL = "distilbert-base-uncased"
 PUBLISHED_DATA = ("glue", "sst2")
 
-# Names of the attention weights of one layer; the group is the layer's number. In ALBERT all layers share one set.
+# Names of the attention weights of one layer; the group is the layer's number. In ALBERT layers share sets.
 FUSED = ("c_attn", "in_proj")  # one weight that holds q, k and v
 ATTENTION_WEIGHTS = (
     r"(?:^|\.)transformer\.layer\.(\d+)\.attention\.(?:q|k|v|out)_lin\.weight$",  # DistilBERT
@@ -44,14 +37,6 @@ ATTENTION_WEIGHTS = (
     r"(?:^|\.)albert_layer_groups\.(\d+)\.albert_layers\.\d+\.attention\.(?:query|key|value|dense)\.weight$",  # ALBERT
     r"(?:^|\.)h\.(\d+)\.attn\.c_(?:attn|proj)\.weight$",  # GPT-2
 )
-
-
-class OutOfReach(ValueError):
-    """The hub cannot give `what`, as messages name it, for this reason."""
-
-    def __init__(self, what, reason):
-        super().__init__(f"{what}: {reason}")
-        self.reason = reason
 
 
 class Example(NamedTuple):
@@ -76,10 +61,7 @@ class Data(NamedTuple):
 def load_data(settings):
     """Read the data set and draw a run's Data. Raises OutOfReach if the hub cannot give it, else ValueError."""
     name = settings.dataset_name
-    local = name == "embedded" or config.is_local(name)
-    if local and settings.dataset_revision:
-        raise ValueError(f"DATASET_REVISION = {settings.dataset_revision!r}: must be empty with local data")
-    if local:
+    if config.is_local(name):
         path = EMBEDDED / "sentences" if name == "embedded" else Path(os.path.expanduser(name))
         train, evaluation, source = read_local(path, settings.seed)
         source["kind"] = "embedded" if name == "embedded" else "local"
@@ -159,13 +141,15 @@ def read_json_lines(text):
     """
     values = {}
     for line, content in enumerate(text.split("\n"), 1):
+        if not content.strip():
+            continue
         try:
-            values[line] = json.loads(content) if content.strip() else {}
+            values[line] = json.loads(content)
             if not isinstance(values[line], dict):
                 raise ValueError("must be a JSON object")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"line {line}: {getattr(error, 'msg', error)}") from None
-    return {line: value for line, value in values.items() if value}
+    return values
 
 
 def read_fields(text, tabs):
@@ -203,7 +187,7 @@ def read_hub(settings):
     source["revision"] is the commit that DATASET_REVISION, "" for the newest, stands for.
     """
     name, subset, revision = settings.dataset_name, settings.dataset_config, settings.dataset_revision
-    hub_id = HUB_IDS.get(name, name)
+    hub_id = hub.HUB_IDS.get(name, name)
     problem = hub.hub_problem(f"datasets/{hub_id}/resolve/{revision or 'main'}/README.md")
     import datasets
 
@@ -212,7 +196,7 @@ def read_hub(settings):
         splits = datasets.load_dataset(hub_id, subset or None, revision=revision or None)
     except Exception as error:  # the hub's libraries raise many kinds; each means that the data cannot be had
         what = f"DATASET_NAME = {name!r}, DATASET_CONFIG = {subset!r}"
-        raise OutOfReach(what, hub.hub_reason(error, problem)) from error
+        raise hub.OutOfReach(what, hub.hub_reason(error, problem)) from error
     evaluation = next((split for split in EVALUATION_SPLITS if split in splits), None)
     if "train" not in splits or evaluation is None:
         raise ValueError(f"DATASET_NAME = {name!r}: must have train and validation or test, has {', '.join(splits)}")
@@ -261,7 +245,7 @@ def draw_examples(rows, columns, settings, size_name):
     drawn = rows[[settings.label_column, *columns]].iloc[order[: size or None]]
     examples = []
     for index, label, *texts in drawn.itertuples(name=None):
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(text, str) and not re.search("[\ud800-\udfff]", text) for text in texts):
             raise ValueError(f"{place(rows, index)}: {', '.join(columns)} = {texts} must be text")
         examples.append(Example(texts[0], (*texts, None)[1], read_label(label, settings.num_labels, "")))
     return examples
@@ -311,9 +295,8 @@ def collate(tokenizer, encoded, device):
 
     inputs: dict of int64 tensors, shape (batch, length). labels: int64 tensor, shape (batch,).
     """
-    inputs = [{key: value for key, value in item.items() if key != "label"} for item in encoded]
-    padded = tokenizer.pad(inputs, return_tensors="pt").to(device)
-    return padded, torch.tensor([item["label"] for item in encoded], device=device)
+    inputs = tokenizer.pad(encoded, return_tensors="pt").to(device)
+    return inputs, inputs.pop("label")
 
 
 # --- Model ------------------------------------------------------------------------------------------------------------
@@ -326,14 +309,12 @@ def load_model(settings):
     Raises OutOfReach if the hub cannot give the model, ValueError if it is unreadable or does not fit the settings.
     """
     name = settings.model_name
-    local = name == "embedded" or config.is_local(name)
+    local = config.is_local(name)
     path = str(EMBEDDED / "model") if name == "embedded" else os.path.expanduser(name) if local else name
     if local and not Path(path).is_dir():
         raise ValueError(f"MODEL_NAME = {name!r}: no such folder")
     if local and (Path(path) / "metrics.csv").exists():
         raise ValueError(f"MODEL_NAME = {name!r}: is a run folder, give its model/ folder")
-    if local and settings.model_revision:
-        raise ValueError(f"MODEL_REVISION = {settings.model_revision!r}: must be empty with a local model")
     revision = settings.model_revision or "main"
     problem = "" if local else hub.hub_problem(f"{name}/resolve/{revision}/config.json")
     import huggingface_hub
@@ -356,7 +337,7 @@ def load_model(settings):
     except Exception as error:  # loaders raise many kinds; each means that this model cannot be had
         if local:
             raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: {error}") from error
-        raise OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded", hub.hub_reason(error, problem)) from error
+        raise hub.OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded", hub.hub_reason(error, problem)) from error
     refuse_bad_weights(name, settings.num_labels, model, loaded, own_config)
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise ValueError(f"MODEL_NAME = {name!r}: its tokenizer knows no words, must have its tokenizer's files")
@@ -411,7 +392,7 @@ def load_or_stand_in(settings, given, warn=print):
     reasons = {}
     try:
         data = load_data(settings)
-    except OutOfReach as why:
+    except hub.OutOfReach as why:
         if named != PUBLISHED_DATA or named_by_user:
             raise
         reasons[f"the embedded sentences stand in for {' '.join(named)}"] = why.reason
@@ -419,27 +400,19 @@ def load_or_stand_in(settings, given, warn=print):
         data = load_data(settings)
         data.source["stands_in_for"] = " ".join(named)
 
-    stands_in_for = {}
     try:
         model, tokenizer, source = load_model(settings)
-    except OutOfReach as why:
+    except hub.OutOfReach as why:
         if settings.model_name != PUBLISHED_MODEL or "model_name" in given or settings.model_revision:
             raise
         reasons[f"the embedded model stands in for {settings.model_name}, this is NOT a DistilBERT run"] = why.reason
-        stands_in_for = {"stands_in_for": settings.model_name}
         settings = settings._replace(model_name="embedded")
         model, tokenizer, source = load_model(settings)
+        source["stands_in_for"] = PUBLISHED_MODEL
     last_with = {reason: line for line, reason in reasons.items()}
     for line, reason in reasons.items():
         warn(loud(f"{line}: {reason}" if line == last_with[reason] else line))
-    return with_learning_rate(settings, given), data, model, tokenizer, source | stands_in_for
-
-
-def with_learning_rate(settings, given):
-    """The settings with EMBEDDED_LEARNING_RATE where that model is used and the user has not chosen a LEARNING_RATE."""
-    if settings.model_name == "embedded" and "learning_rate" not in given:
-        return settings._replace(learning_rate=settings.embedded_learning_rate)
-    return settings
+    return config.with_learning_rate(settings, given), data, model, tokenizer, source
 
 
 def loud(text):
@@ -451,7 +424,7 @@ def resolve_stand_ins(runs, given, warn=print):
     """The settings of every run of a study as they are really used: what stands in is found with the first of them."""
     used = load_or_stand_in(runs[0], given, warn)[0]
     swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}
-    return [with_learning_rate(run._replace(**swapped), given) for run in runs]
+    return [config.with_learning_rate(run._replace(**swapped), given) for run in runs]
 
 
 def attention_weights(model, layers, pattern=""):

@@ -86,6 +86,6 @@ RULES = {
     "independent": Rule(independent_shots, "quantum", "#D55E00", "the correlations that entanglement makes"),
     "exact": Rule(exact_means, "quantum", "#009E73", "the shot noise"),
     "gradient": Rule(None, "quantum", "#E69F00", "the circuits"),
-    "classical": Rule(None, "adamw", "#000000", "the whole idea"),
+    "classical": Rule(None, "adamw", "#000000", "circuits and optimizer together"),
     "frozen": Rule(None, "nothing", "#CC79A7", "whether those weights matter"),
 }

@@ -3,14 +3,15 @@
 import hashlib
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from harness.process_group import world_size
 
-PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "numpy", "matplotlib", "tqdm")
+PACKAGES = ("torch", "transformers", "datasets", "qiskit", "qiskit-aer", "qiskit-aer-gpu", "qiskit-ibm-runtime")
+PACKAGES += ("numpy", "matplotlib", "tqdm")
 
 
 def describe_environment(argv, device, backend, model, model_source, data_source):
@@ -21,7 +22,7 @@ def describe_environment(argv, device, backend, model, model_source, data_source
         "git_dirty": None if changed is None else bool(changed),
         "argv": list(argv),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: found for name in PACKAGES if (found := version_of(name))},
         "machine": platform.platform(),
         "threads": torch.get_num_threads(),
         "processes": world_size(),
@@ -31,6 +32,14 @@ def describe_environment(argv, device, backend, model, model_source, data_source
         "data": data_source,
         "initial_weights_sha256": hash_of_weights(model),
     }
+
+
+def version_of(package):
+    """The version of an installed package, a str; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git(*words):

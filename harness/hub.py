@@ -6,8 +6,25 @@ import threading
 import urllib.error
 import urllib.request
 
+import config
+
+# Data sets that the hub used to list without their owner.
+HUB_IDS = {
+    "glue": config.GLUE_NAMES[1],
+    "sst2": "stanfordnlp/sst2",
+    "imdb": "stanfordnlp/imdb",
+    "rotten_tomatoes": "cornell-movie-review-data/rotten_tomatoes",
+}
 HUB_PROBLEMS = []  # the first problem found; after it the hub's libraries are offline in this process
 LOCAL_ADVICE = 'give a local MODEL_NAME and DATASET_NAME, or "embedded" for both'
+
+
+class OutOfReach(ValueError):
+    """The hub cannot give `what`, as messages name it, for this reason."""
+
+    def __init__(self, what, reason):
+        super().__init__(f"{what}: {reason}")
+        self.reason = reason
 
 
 def hub_problem(path, seconds=8.0):

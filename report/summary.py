@@ -49,12 +49,44 @@ def announce_plan(settings, backend, numels, steps):
         flush=True,
     )
     if settings.dry_run == "yes":
-        print("", *devices.full_step_table(numels, backend.shot_seconds), sep="\n")
+        print("", *full_step_table(numels, backend.shot_seconds), sep="\n")
     if settings.dry_run == "no" and plan["seconds"] > backend.max_seconds:
         raise ValueError(
             f"MAX_QPU_SECONDS = {settings.max_qpu_seconds:g}: the plan takes about {plan['seconds']:,.0f} s, none were "
             "used; fewer steps, DEVICE_GROUPS or SHOTS take less"
         )
+
+
+def full_step(numels, num_qubits, shots, lines, shot_seconds=devices.SHOT_SECONDS):
+    """(jobs, circuits, seconds) that measuring every entry of some weights once takes of a device, an estimate.
+
+    numels: entries of each weight; a weight has jobs of its own, of whole circuits. shots: per circuit, int, at most
+    EXECUTIONS_PER_JOB. lines: groups measured side by side. seconds: of QPU time, JOB_SECONDS a job and shot_seconds,
+    float, a shot.
+    """
+    circuits = [-(-numel // (num_qubits * lines)) for numel in numels]
+    jobs = sum(-(-number // (devices.EXECUTIONS_PER_JOB // shots)) for number in circuits)
+    return jobs, sum(circuits), jobs * devices.JOB_SECONDS + sum(circuits) * shots * shot_seconds
+
+
+def full_step_table(numels, shot_seconds=devices.SHOT_SECONDS):
+    """Lines of text: QPU time of `full_step` for 1 to 5 qubits and 1 to 1000 shots, on one line and on 20."""
+    columns = [(lines, shots) for lines in (1, 20) for shots in (1, 10, 100, 1000)]
+    head = "".join(f"{f'{lines} x {shots}':>12}" for lines, shots in columns)
+    title = f"QPU time of a step that measures all {sum(numels):,} weights, by groups side by side x shots:"
+    rows = [title, f"qubits{head}"]
+    for num_qubits in range(1, 6):
+        seconds = [full_step(numels, num_qubits, shots, lines, shot_seconds)[2] for lines, shots in columns]
+        rows.append(f"{num_qubits:6}" + "".join(f"{duration(value):>12}" for value in seconds))
+    return rows
+
+
+def duration(seconds):
+    """Seconds as text, in the largest unit of which there are two at least: 90 s, 2.0 min, 3.5 h, 8.2 days."""
+    for unit, length in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def show_results(run):

@@ -24,7 +24,8 @@ def test_the_most_recent_run_is_compared_with_classical_training(finished_run, t
         (folder / "config.json").write_text(json.dumps(settings | {"update_rule": rule}))
     assert run_analysis("--results_dir", results) == 0
     out = capsys.readouterr().out
-    assert f"compared with {results / 'run_20260101_000000'}: quantum against classical (the whole idea): " in out
+    words = "quantum against classical (circuits and optimizer together): "
+    assert f"compared with {results / 'run_20260101_000000'}: {words}" in out
     for name in ("comparison", "attention_of_both"):
         picture = imread(results / "run_20260101_000001" / "analysis" / f"{name}.png")
         assert min(picture.shape[:2]) > 300 and picture[..., :3].std() > 0.05

@@ -97,6 +97,7 @@ REFUSED = [
         ["--shot_allocation", "optimal", "--backend", "generic:5"],
         "SHOT_ALLOCATION = 'optimal' with BACKEND = 'generic:5': must be equal",
     ),
+    (["--backend", "generic:100"], "BACKEND = 'generic:100': must be one of aer, ibm, ibm:NAME, fake:NAME and generic"),
     (["--device_selection", "all", "--backend", "generic:5"], "DEVICE_SELECTION = 'all': must be one of largest, samp"),
     (["--num_qubits", "11"], "NUM_QUBITS = 11: must be a whole number from 1 to 10"),
     (["--model_name", " "], "MODEL_NAME = ' ': must be text"),

@@ -37,6 +37,7 @@ import devices
 import quantum_circuits as qc
 import train
 from aer_engine import AerBackend
+from report import summary
 
 PHI = math.pi / 4
 LocalSampler = executor_sampler.Sampler
@@ -268,6 +269,21 @@ def test_circuits_and_shots_are_those_that_ran(name):
     assert (usage.entries, usage.circuits, usage.shots) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("shots", [1, 10, 37, 100])
+def test_twirling_takes_no_more_shots_than_asked_for(monkeypatch, shots):
+    taken, reach = [], devices.DeviceBackend.reach
+
+    def counting(self, call, job=None):
+        result = reach(self, call, job)
+        if job:
+            taken.append(result[0].data.meas.num_shots)
+        return result
+
+    monkeypatch.setattr(devices.DeviceBackend, "reach", counting)
+    make_backend(num_qubits=2, most_lines=1, twirling="all").measure(np.zeros((2, 2)), shots, (0, 1, 0))
+    assert taken == [shots]
+
+
 def test_calibration_circuits_count_in_the_update_that_ran_them():
     gradient = torch.randn(16, generator=torch.Generator().manual_seed(2))
     backend = make_backend("fake:FakeManilaV2", 2, most_lines=2, mitigation="readout", noise=True)
@@ -452,6 +468,28 @@ def test_what_would_not_get_better_ends_at_once(monkeypatch, tmp_path, waits, re
     assert len(service.stored) == 1 and waits == []
 
 
+@pytest.mark.parametrize("end", [RuntimeInvalidStateError("was cancelled"), RuntimeJobMaxTimeoutError("its time")])
+def test_the_run_after_a_cancelled_job_submits_another(monkeypatch, tmp_path, end):
+    path = tmp_path / "jobs.jsonl"
+    service = Service(monkeypatch, [end])
+    with pytest.raises(devices.DeviceError, match="job job-0 ended: "):
+        service.backend(path).measure(THETA, 100, (0, 1, 0))
+    service.stored["job-0"].result = None  # never asked again
+    service.backend(path).measure(THETA, 100, (0, 1, 0))
+    assert [line["status"] for line in journal_lines(path)] == ["submitted", "failed", "submitted", "done"]
+
+
+def test_a_job_that_ran_on_other_qubits_is_not_taken(monkeypatch, tmp_path):
+    """A device calibrated anew may get other lines, and readout is corrected for those."""
+    path = tmp_path / "jobs.jsonl"
+    service = Service(monkeypatch)
+    service.backend(path).measure(THETA, 100, (0, 1, 0))
+    other = service.backend(path)
+    other.lines = [line[::-1] for line in other.lines]
+    other.measure(THETA, 100, (0, 1, 0))
+    assert len(service.stored) == 2
+
+
 def test_a_job_that_the_service_no_longer_has_is_submitted_again(monkeypatch, tmp_path):
     path = tmp_path / "jobs.jsonl"
     service = Service(monkeypatch)
@@ -519,7 +557,7 @@ def test_a_journal_cut_short_is_read_up_to_there(tmp_path):
     devices.Journal(path).add({"job": "j1", "status": "done", "seconds": 3.0, **key})
     path.write_text(path.read_text() + '{"job": "j2", "sta')
     journal = devices.Journal(path)
-    assert journal.seconds == 3.0 and journal.job_of(key) == "j1"
+    assert journal.seconds == 3.0 and journal.known[devices.tag_of(key)] == "j1"
     journal.add({"job": "j3", "status": "done", "seconds": 4.0, **key, "step": 2})
     assert devices.Journal(path).seconds == 7.0
 
@@ -528,7 +566,7 @@ def test_a_job_whose_usage_is_not_known_counts_as_expected(monkeypatch, tmp_path
     service = Service(monkeypatch, seconds=0.0)
     backend = service.backend(tmp_path / "jobs.jsonl", max_seconds=100)
     backend.measure(THETA, 100, (0, 1, 0))
-    assert backend.journal.seconds == pytest.approx(backend.job_seconds(2, 100))
+    assert backend.journal.seconds == pytest.approx(backend.expected_seconds(200))
 
 
 def test_a_plan_beyond_what_a_job_may_have_is_refused(monkeypatch, tmp_path):
@@ -567,13 +605,13 @@ def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
     ],
 )
 def test_a_full_step_keeps_the_limits_of_a_job(numels, num_qubits, shots, lines, expected):
-    jobs, circuits, seconds = devices.full_step(numels, num_qubits, shots, lines)
+    jobs, circuits, seconds = summary.full_step(numels, num_qubits, shots, lines)
     assert (jobs, circuits, pytest.approx(seconds)) == expected
 
 
 def test_the_table_of_full_steps_is_the_one_of_the_document():
     document = (ROOT / "docs" / "HARDWARE.md").read_text(encoding="utf-8")
-    for row in devices.full_step_table([768 * 768] * 4)[2:]:
+    for row in summary.full_step_table([768 * 768] * 4)[2:]:
         assert "| " + " | ".join(re.split(r"  +", row.strip())) + " |" in document
 
 

@@ -129,6 +129,8 @@ BAD_FILES = [
         "line 1: label 1.5 must be a whole number",
     ),
     ("a.jsonl", '{"sentence": "x", "label": 1}\n{broken', "a.jsonl: cannot be read as jsonl: "),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "\\ud83d", "label": 0}', "line 2: sentence = ['\\ud83d']"),
+    ("a.jsonl", '{"sentence": "x", "label": 1}\n{}\n', "line 2: label None must be a whole number"),
     ("a.jsonl", "[1, 2]\n", "a.jsonl: cannot be read as jsonl: line 1: must be a JSON object"),
     ("a.jsonl", '{"sentence": "x", "label": 1}\n{"sentence": "y"}', "line 2: label None must be a whole number"),
     (
@@ -442,14 +444,14 @@ def test_a_revision_of_what_is_local_is_refused(tiny_model, tiny_data):
     flags = ["--model_name", str(tiny_model), "--dataset_name", str(tiny_data), "--max_length", "32"]
     with pytest.raises(ValueError, match="MODEL_REVISION = 'v1': must be empty with a local model"):
         model_utils.load_model(config.load([*flags, "--model_revision", "v1"]))
-    with pytest.raises(ValueError, match="DATASET_REVISION = 'v1': must be empty with local data"):
+    with pytest.raises(ValueError, match="DATASET_REVISION = 'v1': must be empty with a local dataset"):
         model_utils.load_data(config.load([*flags, "--dataset_revision", "v1"]))
 
 
 def test_a_chosen_learning_rate_wins_over_that_of_the_embedded_model(monkeypatch):
     def used(*flags):
         command = config.parse(["--model_name", "embedded", *flags])
-        return [model_utils.with_learning_rate(run, command.given).learning_rate for run in command.runs]
+        return [config.with_learning_rate(run, command.given).learning_rate for run in command.runs]
 
     assert used() == [2e-4] and used("--learning_rate", "5e-5") == [5e-5]
     assert used("--embedded_learning_rate", "1e-4") == [1e-4]

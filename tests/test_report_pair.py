@@ -78,7 +78,7 @@ def test_the_difference_is_that_of_the_rule_to_classical_whichever_was_made_last
     base = run_folder.read(copy(finished_run, tmp_path, "run_20260101_000002", update_rule="classical"))
     sentence = pair.compare_pair(*((base, run) if classical_first else (run, base)))
     assert sentence.startswith(
-        "quantum against classical (the whole idea): undecided (+0.0 points with one seed; of 10 "
+        "quantum against classical (circuits and optimizer together): undecided (+0.0 points with one seed; of 10 "
     )
     assert "0 are correct in the first alone, 0 in the second alone, exact McNemar p = 1.000" in sentence
 

@@ -40,7 +40,7 @@ VERDICTS = r"\b(better|worse|equivalent|undecided)\b"
 )
 def test_the_sentence_says_one_verdict_and_its_numbers(tmp_path, differences, words):
     (row,) = analyse(fake_study(tmp_path, differences, examples=872), {})["comparisons"]
-    assert row["conclusion"].startswith("quantum against classical (the whole idea): ")
+    assert row["conclusion"].startswith("quantum against classical (circuits and optimizer together): ")
     for text in words:
         assert text in row["conclusion"]
     assert re.findall(VERDICTS, row["conclusion"]) == [row["verdict"]] and "no difference" not in row["conclusion"]
