@@ -3,11 +3,11 @@
 Word order, as in word_order.py: all-MiniLM-L6-v2, attention of the first two layers, AdamW on the measured gradient.
 Circuits `graph` and `product` at 1 to 1000 shots; `independent` (the counts of `graph`, each drawn by itself) at 1 and
 10; SHOT_ALLOCATION = "optimal" with `product` at means of 0.1 to 3; NORMALIZATION = "tensor" with `graph`. Seeds 0-9 at
-1, 10 and 1000 shots and for `classical` and `frozen`, 0-4 for the rest. Everything but `tensor` passes one classical
+1, 10 and 1000 shots and for `classical` and `frozen`, 0-4 for the rest and for "optimal". Everything but `tensor` passes one classical
 number, max |g|, for every group of 5 weights.
 
-LEARNING_RATE is chosen once for each level of noise, on the grid and the seeds of word_order.py, with one arm of the
-level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`. Where
+LEARNING_RATE is chosen once for each level of noise, on the grid of word_order.py and seeds 100-102, with one arm of
+the level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`. Where
 the largest rate of the grid is the best, the grid goes on with twice that rate, until it is not.
 
 Written before the runs (noise over that of the minibatch: noise_budget.py, this model and data, at the start):
@@ -51,7 +51,7 @@ LEVELS = [
     (GRAPH | {"shots": 1}, [(GRAPH, 1), (INDEPENDENT, 1), (OPTIMAL, 0.1), (TENSOR, 1000)]),
     (TENSOR | {"shots": 10}, [(TENSOR, 1), (TENSOR, 10), (TENSOR, 100)]),
 ]
-MANY_SEEDS, SEEDS = range(10), range(5)
+TUNING_SEEDS, MANY_SEEDS, SEEDS = range(100, 103), range(10), range(5)
 # (series, shots, seeds)
 POINTS = [
     *[(PRODUCT, 1, MANY_SEEDS), (GRAPH, 1, MANY_SEEDS), (GRAPH, 1000, MANY_SEEDS), (GRAPH, 10, MANY_SEEDS)],
@@ -96,7 +96,7 @@ def main():
     common, names = lanes.on_data(word_order.COMMON, given, work / "data" / "tuning", "word order, tuning")
     tuned = reference / "tuning.json"
     if not tuned.exists():
-        where = word_order.TUNING_SEEDS, work / "tuning", given.lanes, reference / "tuning", names
+        where = TUNING_SEEDS, work / "tuning", given.lanes, reference / "tuning", names
         found = [choose_rate(arm, common, where) for arm, _ in LEVELS]
         write_json(tuned, {"chosen": [rate for rate, _ in found], "grid": [row for _, grid in found for row in grid]})
     chosen = lanes.read_chosen(tuned)
