@@ -3,12 +3,12 @@
 Word order, as in word_order.py: all-MiniLM-L6-v2, attention of the first two layers, AdamW on the measured gradient.
 Circuits `graph` and `product` at 1 to 1000 shots; `independent` (the counts of `graph`, each drawn by itself) at 1 and
 10; SHOT_ALLOCATION = "optimal" with `product` at means of 0.1 to 3; NORMALIZATION = "tensor" with `graph`. Seeds 0-9 at
-1, 10 and 1000 shots and for `classical` and `frozen`, 0-4 for the rest and for "optimal". Everything but `tensor` passes one classical
-number, max |g|, for every group of 5 weights.
+1, 10 and 1000 shots and for `classical` and `frozen`, 0-4 for the rest and for "optimal". Everything but `tensor`
+passes one classical number, max |g|, for every group of 5 weights.
 
 LEARNING_RATE is chosen once for each level of noise, on the grid of word_order.py and seeds 100-102, with one arm of
-the level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`. Where
-the largest rate of the grid is the best, the grid goes on with twice that rate, until it is not.
+the level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`.
+Where the largest rate of the grid is the best, the grid goes on with twice that rate, until it is not.
 
 Written before the runs (noise over that of the minibatch: noise_budget.py, this model and data, at the start):
 Primary comparison: 1 shot of `product` against 1000 shots of `graph`, equivalent within 2 points.
