@@ -6,6 +6,7 @@ and report.html; question.json in it says which comparison counts (report/study.
 models, data or sizes are sections of their own. A folder of such folders stands for each. Output: FOLDER/analysis/.
 """
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -37,7 +38,7 @@ def main(command):
     folders = [Path(name) for name in command.runs]
     folders = folders or [run_folder.most_recent(Path(os.path.expanduser(command.results_dir)))]
     analysed = 0
-    for folder in [folder for name in folders for folder in opened(name)]:
+    for folder in itertools.chain.from_iterable(map(opened, folders)):
         try:
             if not is_run(folder) and not holds_runs(folder):
                 raise ValueError("holds no run, and no folder of runs; `python train.py` makes one")
@@ -63,9 +64,12 @@ def holds_runs(folder):
 
 def opened(folder):
     """[folder], or, where that is no run and holds none, the folders in it that do, if any."""
-    if is_run(folder) or holds_runs(folder):
-        return [folder]
-    return sorted(filter(holds_runs, folder.iterdir())) or [folder]
+    try:
+        if is_run(folder) or holds_runs(folder):
+            return [folder]
+        return sorted(filter(holds_runs, folder.iterdir())) or [folder]
+    except OSError:
+        return [folder]  # what is wrong with it is said where it is read
 
 
 def analyze_run(folder):

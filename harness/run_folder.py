@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import json
+import math
 import os
 import re
 import tempfile
@@ -126,6 +127,11 @@ def in_order(results_dir):
     return [folder for *_, folder in sorted(found)]
 
 
+def by_number(path):
+    """A key that sorts names by the numbers in them: run_1_2 before run_1_10."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split("([0-9]+)", path.name))]
+
+
 def read(folder):
     """A run as a dict: folder, settings, environment, statistics, rows of metrics.csv. A broken one is a ValueError."""
     run = {"folder": folder}
@@ -144,6 +150,9 @@ def read(folder):
         if not isinstance(run[key], dict) or needed[name] - run[key].keys():
             lacking = sorted(needed[name] - set(run[key] if isinstance(run[key], dict) else ()))
             raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
+    model, data = run["environment"]["model"], run["environment"]["data"]
+    if not isinstance(model, dict) or not isinstance(data, dict) or {"kind", "evaluation_examples"} - data.keys():
+        raise ValueError("environment.json does not say what model and data were used")
     run["settings"] = LATER_SETTINGS | run["settings"]
     if str(rule := run["settings"]["update_rule"]) not in RULES:
         raise ValueError(f"UPDATE_RULE = {rule!r}: there is no such rule, there are {', '.join(RULES)}")
@@ -153,8 +162,12 @@ def read(folder):
             run["statistics"] |= summarise(run["rows"])
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"metrics.csv cannot be read: {error}") from None
-    if lacking := {"steps", "evaluations"} - run["statistics"].keys():
+    if lacking := {"steps", "evaluations", *(f"seconds_{stage}" for stage in STAGES)} - run["statistics"].keys():
         raise ValueError(f"training_statistics.json lacks {', '.join(sorted(lacking))}: of an older layout")
+    if run["statistics"]["status"] == "finished":
+        accuracies = [row["eval_accuracy"] for row in run["rows"] if row["eval_accuracy"] is not None]
+        if not accuracies or accuracies != [row["accuracy"] for row in run["statistics"]["evaluations"] or ()]:
+            raise ValueError("metrics.csv has not the evaluations of training_statistics.json")
     return run
 
 
@@ -166,7 +179,7 @@ def read_metrics(path):
         if rows and set(METRICS) - rows[0].keys() - LATER_METRICS:
             raise ValueError("its columns are not those of a run")
         return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
-    except (ValueError, OSError, csv.Error) as error:
+    except (ValueError, TypeError, OSError, csv.Error) as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
@@ -195,7 +208,7 @@ def read_predictions(path):
 def summarise(rows):
     """What training_statistics.json says beside the status, from the rows of metrics.csv: counts, sums, evaluations."""
     steps = [row for row in rows if row["loss"] is not None]
-    cosines = [row["cosine"] for row in steps if row["cosine"] is not None]
+    cosines = [row["cosine"] for row in steps if row["cosine"] is not None and math.isfinite(row["cosine"])]
     evaluated = [row for row in rows if row["eval_accuracy"] is not None]
     evaluations = [
         {"step": int(row["step"]), "loss": row["eval_loss"], "accuracy": row["eval_accuracy"]} for row in evaluated

@@ -177,7 +177,7 @@ def plot_by_device(ax, arms, value, label):
     """Plot mean and Student's 95% interval over the seeds of value(run), a line per arm."""
     for place, arm in enumerate(arms.values()):
         mean, _, interval = spread([value(run) for run in arm.values()])
-        half = interval[1] - mean if interval else 0
+        half = interval[1] - mean if interval else np.nan  # one seed has no bar
         ax.errorbar(mean, place, xerr=half, color=RULES["quantum"].colour, marker="o", capsize=4)
     ax.set_yticks(range(len(arms)), [f"{name}\nn = {len(arm)}" for name, arm in arms.items()], fontsize=8)
     ax.set_ylim(len(arms) - 0.5, -0.5)

@@ -113,5 +113,9 @@ def varying(settings):
 
 
 def label(used, names):
-    """The label of an arm: its update rule and, in words, those of the settings `names` that it uses."""
-    return ", ".join([used["update_rule"], *(in_words(name, used[name]) for name in names if name in used)])
+    """The label of an arm: its update rule and, in words, those of the settings `names` that it uses.
+
+    "any rule" where `used`, which may be a question's description of an arm, names none.
+    """
+    words = [in_words(name, used[name]) for name in names if name in used]
+    return ", ".join([used.get("update_rule", "any rule"), *words])

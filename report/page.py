@@ -15,15 +15,16 @@ from harness.files import write_text
 from report.figures import study_caption
 from report.statistics import SMALLEST_N, spread
 from report.study import compared, final
-from report.words import clipped, headroom_in_words
+from report.words import clipped, headroom_in_words, p_in_words
 
 JUDGED = (
-    "Intervals are Student's, over seeds: they say nothing about other sentences than those evaluated. The verdict is "
-    "that of Student's paired test and of two one-sided tests against the margin; the sign-flip test, which assumes no "
-    "normal distribution, stands beside it. {family} With fewer than {least} seeds a sign-flip test cannot reach "
-    "p < 0.05: such comparisons are no part of that family, their p are corrected among themselves (Bonferroni). "
-    "One seed is judged by exact McNemar on its predictions. Corrected intervals hold together with 95% (Bonferroni); "
-    "Holm's tests can find what they do not. A planned number of seeds aims at a power of 80%."
+    "Intervals are Student's, over seeds: they say nothing about other sentences than those evaluated. The verdict is"
+    " that of Student's paired test and of two one-sided tests against the margin (at 5% each: the 90% interval lies "
+    "within it); the sign-flip test, which assumes no normal distribution, stands beside it. {family} With fewer than"
+    " {least} seeds a sign-flip test cannot reach p < 0.05: such comparisons are no part of that family, their p are "
+    "corrected among themselves (Bonferroni). One seed is judged by exact McNemar on its predictions. Corrected "
+    "intervals hold together with 95% (Bonferroni); Holm's tests can find what they do not. A planned number of seeds"
+    " aims at a power of 80%."
 )
 
 MOST_UNSAID = 3  # sentences that say no more than that seeds are too few
@@ -47,7 +48,10 @@ def report_content(study, figures):
     missing = study["missing"] if len(study["missing"]) <= MOST_UNSAID else [f"{len(study['missing'])} comparisons"]
     others += [f"{text}: no runs to compare yet." for text in missing]
     family = [f"{row['arm']} against {row['base']}" for row in rows if row["family"] == "secondary"]
-    named = f"The Holm family, {len(family)} comparisons: {'; '.join(family)}." if family else "No Holm family."
+    size = max((row["family_size"] for row in rows if row["family"] == "secondary"), default=0)
+    number_of = f"{len(family)} of {size} comparisons (the others are not run yet, and count as p = 1)"
+    number_of = number_of if size > len(family) else f"{size} comparisons"
+    named = f"The Holm family, {number_of}: {'; '.join(family)}." if family else "No Holm family."
     results = [accuracy_table(study["arms"]), comparison_table(rows), recovered_table(study["recovered"])]
     if not rows:
         others.append("No two arms of the study differ in one respect and share a seed: nothing to compare.")
@@ -92,7 +96,7 @@ def comparison_table(comparisons):
             f"{100 * row['mean']:+.2f}",
             bounds(interval, "+.2f"),
         ]
-        tests = [number(row[f"{name}_adjusted"], ".3f") for name in ("p", "p_flip", "p_equal")]
+        tests = [p_in_table(row[f"{name}_adjusted"]) for name in ("p", "p_flip", "p_equal")]
         shown = "> 100" if (row["smallest_effect"] or 0) > 1 else number(row["smallest_effect"], ".2%").rstrip("%")
         rows.append([*cells, *tests, shown, row["seeds"] or "-", row["verdict"]])
     header = ["family", "arm", "minus", "n", "difference", "95% interval", "p", "p (sign flips)", "p (not equivalent)"]
@@ -114,7 +118,7 @@ def settings_table(runs):
     """The settings that are the same in all runs; sample sentences and results folder are left out."""
     rows = []
     for name, value in runs[0]["settings"].items():
-        if name not in ("results_dir", "sample_sentences") and all(run["settings"][name] == value for run in runs):
+        if name not in ("results_dir", "sample_sentences") and all(run["settings"].get(name) == value for run in runs):
             rows.append([name, json.dumps(value)])
     return "Settings all runs share", ["setting", "value"], rows
 
@@ -152,6 +156,11 @@ def runs_table(runs):
 def number(value, form):
     """A number as text; "-" for None."""
     return "-" if value is None else format(value, form)
+
+
+def p_in_table(p):
+    """A p-value as a table has it; "-" for None."""
+    return "-" if p is None else p_in_words(p).removeprefix("p ").removeprefix("= ")
 
 
 def bounds(interval, form):

@@ -47,7 +47,7 @@ def paired(differences, margin=EQUIVALENCE_MARGIN, resolution=0.0):
     error = deviation / np.sqrt(n)
     return scatter | {
         "p": float(2 * stats.t.sf(abs(mean) / error, n - 1)),
-        "p_flip": sign_flip_p(differences),
+        "p_flip": sign_flip_p(differences, resolution),
         "p_equal": float(stats.t.sf((margin - abs(mean)) / error, n - 1)),
     }
 
@@ -71,14 +71,18 @@ def student_interval(result, alpha):
     return tuple(float(end) for end in stats.t.interval(1 - alpha, result["n"] - 1, loc=result["mean"], scale=error))
 
 
-def sign_flip_p(differences):
+def sign_flip_p(differences, resolution=0.0):
     """Two-sided p of a sign-flip permutation test: all 2^n flips up to n = 13, 10,000 drawn with a fixed seed beyond.
 
-    differences: floats, shape (n,), n >= 2.
+    differences: floats, shape (n,), n >= 2. resolution: see `paired`; differences that are multiples of it are taken as
+    whole numbers, so that equal sums are equal: accuracies are stored with nine digits.
     """
-    rounded = np.round(differences, 12)  # ties are ties
+    values = np.round(differences, 12)
+    counts = values / resolution if resolution else values
+    if resolution and np.allclose(counts, np.rint(counts), rtol=0, atol=0.01):
+        values = np.rint(counts)
     flips = stats.permutation_test(
-        (rounded,), np.mean, permutation_type="samples", vectorized=True, n_resamples=10_000, rng=0
+        (values,), np.sum, permutation_type="samples", vectorized=True, n_resamples=10_000, rng=0
     )
     return float(flips.pvalue)
 

@@ -8,10 +8,12 @@ import itertools
 import json
 import sys
 
+import numpy as np
+
 import config
 from harness import run_folder
 from report import labels
-from report.figures import IN_TASK, study_caption
+from report.figures import IN_TASK, one_line, study_caption
 from report.statistics import (
     ALPHA,
     EQUIVALENCE_MARGIN,
@@ -80,14 +82,15 @@ def analyse(runs, question):
         if rule_of(arm) == "classical" and (base := beside(arms, name, "frozen"))
     ]
     margin = question.get("margin_points", 100 * EQUIVALENCE_MARGIN) / 100
-    comparisons, missing = [], []
+    comparisons, missing, unseen = [], [], 0
     for part, arm, base in named_pairs(arms, question):
         if arm in arms and base in arms and arms[arm].keys() & arms[base].keys():
             comparisons.append(compare(arms, arm, base, part, margin))
         else:
             missing.append(f"{arm} against {base}")
+            unseen += part != "primary"
     for family in [[row] for row in headroom] + families(comparisons):
-        judge(family)
+        judge(family, unseen if family[0]["part"] == "secondary" else 0)
     for row in comparisons:
         row["conclusion"] = conclusion(row)
     return {
@@ -107,18 +110,28 @@ def read_runs(folder):
 
     Raises ValueError if no run is left.
     """
-    runs = []
-    for path in sorted(folder.glob("run_*")):
+    runs, first = [], {}
+    for path in sorted(folder.glob("run_*"), key=run_folder.by_number):
         try:
             run = run_folder.read(path)
             if run["statistics"]["status"] != "finished":
                 raise ValueError(f"its status is {run['statistics']['status']}")
+            same = first.setdefault((str(task_settings(run)), run["settings"]["seed"]), run)
+            if examples_of(same) != examples_of(run):
+                raise ValueError(f"its examples are not those of {same['folder'].name}, which has the same settings")
             runs.append(run)
         except (ValueError, OSError) as error:
-            print(f"skipped {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"skipped {path}: {one_line(error)}", file=sys.stderr)
     if not runs:
         raise ValueError(f"{folder}: holds no finished run")
     return runs
+
+
+def examples_of(run):
+    """What tells the examples of a run from others: their hash, None where none was recorded, and how many are
+    evaluated."""
+    data = run["environment"]["data"]
+    return data.get("sha256_of_examples"), data["evaluation_examples"]
 
 
 def read_question(path):
@@ -150,7 +163,7 @@ def read_question(path):
             first, second = pair
             for arm in (first, second):
                 check_arm({"update_rule": arm} if isinstance(arm, str) else arm)
-        if not isinstance(question["question"], str) or not 0 < float(question.get("margin_points", 1)) < 100:
+        if not isinstance(question["question"], str) or not 0 < question.get("margin_points", 1) < 100:
             raise ValueError("question must be a text, margin_points a number of points above 0")
     except KeyError as error:
         raise ValueError(f"{path.name} lacks {error}") from None
@@ -248,7 +261,10 @@ def named_pairs(arms, question):
     chosen = (
         [tuple(map(find, pair)) for pair in question["secondary"]] if "secondary" in question else choose_pairs(arms)
     )
-    return pairs + [("secondary", *pair) for pair in dict.fromkeys(chosen) if ("primary", *pair) not in pairs]
+    if any(arm == base for arm, base in [*chosen, *(pair[1:] for pair in pairs)]):
+        raise ValueError("question.json: both sides of a comparison are the same arm")
+    said = [set(pair[1:]) for pair in pairs]
+    return pairs + [("secondary", *pair) for pair in dict.fromkeys(chosen) if set(pair) not in said]
 
 
 def choose_pairs(arms):
@@ -263,19 +279,14 @@ def choose_pairs(arms):
             rule == "quantum" or base_rule in ("classical", "frozen")
         ):
             pairs += pairs_of_rules(arms, rule, base_rule)
-    for (base, low), (arm, high) in itertools.combinations(arms.items(), 2):
-        changed = differing(high, low)
-        if rule_of(low) == rule_of(high) and len(changed) == 1 and low.keys() & high.keys():
-            (name,) = changed
-            start, end = (sort_key(settings_of(a)[name]) for a in (low, high))
-            line = [
-                a
-                for a in arms.values()
-                if rule_of(a) == rule_of(low) and differing(a, low) | differing(a, high) == changed
-            ]
-            if not any(start < sort_key(settings_of(a)[name]) < end for a in line):
-                pairs.append((arm, base))
-    return pairs
+    used, above = {name: labels.used_settings(settings_of(arm)) for name, arm in arms.items()}, {}
+    for base, arm in itertools.combinations(arms, 2):  # in the order of the values: the first found is the next one
+        low, high = used[base], used[arm]
+        if low["update_rule"] == high["update_rule"]:
+            changed = [name for name in low.keys() & high.keys() if low[name] != high[name]]
+            if len(changed) == 1:
+                above.setdefault((base, changed[0]), arm)
+    return pairs + [(arm, base) for (base, _), arm in above.items() if arms[arm].keys() & arms[base].keys()]
 
 
 def pairs_of_rules(arms, rule, base_rule):
@@ -293,8 +304,9 @@ def pairs_of_rules(arms, rule, base_rule):
 
 
 def compare(arms, arm, base, part="secondary", margin=EQUIVALENCE_MARGIN):
-    """A comparison of final accuracies, paired by seed, a dict: part, arm and base (labels), rule, base_rule, margin,
-    changed (settings that differ, the rule left out), examples (evaluated), and what statistics.paired returns.
+    """A comparison of final accuracies, paired by seed, a dict: part, arm and base (labels), rule, base_rule,
+    optimizer (of the rule), margin, changed (settings that differ, the rule left out), examples (evaluated), and what
+    statistics.paired returns.
 
     With one seed p is McNemar's, of the predictions in `discordant`, (gained, lost); both None where none were kept.
     """
@@ -304,20 +316,26 @@ def compare(arms, arm, base, part="secondary", margin=EQUIVALENCE_MARGIN):
     differences = [final(mine[seed], "accuracy") - final(theirs[seed], "accuracy") for seed in seeds]
     row = {
         **{"part": part, "arm": arm, "base": base, "rule": rule_of(mine), "base_rule": rule_of(theirs)},
+        "optimizer": settings_of(mine)["quantum_optimizer"],
         **{"changed": sorted(differing(mine, theirs) - {"update_rule"}), "margin": margin, "examples": examples},
         **paired(differences, margin, 1 / examples),
         "discordant": None,
     }
     if row["n"] == 1:
         mine, theirs = (final_predictions(a[seeds[0]]) for a in (mine, theirs))
-        if mine and theirs and (mine[0] == theirs[0]).all():
+        if mine and theirs and np.array_equal(mine[0], theirs[0]):
             *row["discordant"], row["p"] = discordant(mine[1], theirs[1])
     return row
 
 
 def final_predictions(run):
-    """(labels, margins) of a run's last evaluation; None where they were not kept."""
-    found = run_folder.read_predictions(run["folder"] / "predictions.csv")
+    """(labels, margins) of a run's last evaluation; None where they were not kept or, with a line on stderr, are
+    broken."""
+    try:
+        found = run_folder.read_predictions(run["folder"] / "predictions.csv")
+    except ValueError as error:
+        print(f"{run['folder']}: judged without its predictions: {one_line(error)}", file=sys.stderr)
+        return None
     return found.get(run["statistics"]["evaluations"][-1]["step"])
 
 
@@ -336,24 +354,26 @@ def families(comparisons):
     return list(found.values())
 
 
-def judge(rows):
+def judge(rows, unseen=0):
     """Add to the rows of one family what follows from it: alpha, interval, adjusted p-values, plan and verdict.
 
-    alpha: 0.05 / number of rows; interval: Student's at level 1 - alpha, so that all of them together hold with 95%.
+    unseen: comparisons that belong to the family, too, and whose runs are not there yet: they count as p = 1.
+    family_size: their number and that of the rows. alpha: 0.05 / family_size; interval: Student's at level 1 - alpha,
+    so that all of them together hold with 95%.
     p_adjusted, p_flip_adjusted, p_equal_adjusted: by Holm; in rows with fewer than six seeds by Bonferroni, and without
     p_flip_adjusted. smallest_effect: that n could show with 80% power; seeds: that would decide, None if unknown or
     more than 1000. verdict: "equivalent" if that is shown, else "better" or "worse" if that is shown, else "undecided".
     """
-    alpha, many = ALPHA / len(rows), all(row["n"] >= SMALLEST_N for row in rows)
+    alpha, many = ALPHA / (len(rows) + unseen), all(row["n"] >= SMALLEST_N for row in rows)
     for name in ("p", "p_flip", "p_equal"):
-        known = None not in [row[name] for row in rows] and (many or name != "p_flip")
-        values = (
-            adjusted([row[name] for row in rows], "holm" if many else "bonferroni") if known else [None] * len(rows)
-        )
-        for row, value in zip(rows, values, strict=True):
+        found = [row[name] for row in rows]
+        known = None not in found and (many or name != "p_flip")
+        values = adjusted(found + [1.0] * unseen, "holm" if many else "bonferroni") if known else [None] * len(rows)
+        for row, value in zip(rows, values, strict=False):
             row[f"{name}_adjusted"] = value
     for row in rows:
-        row |= {"alpha": alpha, "interval": student_interval(row, alpha), "smallest_effect": None, "seeds": None}
+        row |= {"alpha": alpha, "family_size": len(rows) + unseen, "interval": student_interval(row, alpha)}
+        row |= {"smallest_effect": None, "seeds": None}
         if row["n"] > 1:
             row["smallest_effect"] = smallest_effect(row["deviation"], row["n"], alpha)
             row["seeds"] = seeds_to_decide(row["mean"], row["deviation"], row["margin"], alpha)

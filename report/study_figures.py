@@ -254,7 +254,7 @@ def plot_sweep(ax, arms, name):
             ax.axhline(mean, **looks[arm], label=arm)
     for index, (line, found) in enumerate(lines.items()):
         results = [spread([final(run, "accuracy") for run in arms[arm].values()]) for _, arm in found]
-        half = [interval[1] - mean if interval else 0 for mean, _, interval in results]
+        half = [interval[1] - mean if interval else np.nan for mean, _, interval in results]  # one seed has no bar
         x, style = [value for value, _ in found], LINE_STYLES[index % len(LINE_STYLES)]
         colour = RULES[rule_of(arms[found[0][1]])].colour
         y = [mean for mean, _, _ in results]

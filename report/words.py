@@ -29,13 +29,15 @@ def with_n(text, n):
 
 
 def p_in_words(p):
-    """A p-value as text."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    """A p-value as text, with as many digits as it takes to see on which side of 0.05 it lies."""
+    digits = next(digits for digits in range(3, 17) if (round(p, digits) < ALPHA) == (p < ALPHA))
+    return "p < 0.001" if p < 0.001 else f"p = {p:.{digits}f}"
 
 
 def conclusion(row):
     """What one comparison shows, a sentence with one verdict: better, worse, equivalent or undecided."""
-    isolated = RULES[row["base_rule"]].isolates
+    same_step = row["base_rule"] == "classical" and row["optimizer"] == "adamw"  # then the circuits alone differ
+    isolated = RULES["gradient" if same_step else row["base_rule"]].isolates
     head = f"{row['arm']} against {row['base']}"
     if row["rule"] == "quantum" and isolated:
         head += f" ({isolated})"
@@ -46,14 +48,14 @@ def conclusion(row):
 
 def several(row):
     """The verdict on several seeds, and the numbers it rests on."""
-    low, high = (points(end).removesuffix(" points") for end in clipped(row["interval"]))
+    low, high = (f"{100 * end:+.1f}" for end in clipped(row["interval"]))
     level = "95% interval" if row["alpha"] == ALPHA else "simultaneous 95% interval"
     few = ", too few for a sign-flip test to reach p < 0.05" if row["n"] < SMALLEST_N else ""
     numbers = f"{level} {low} to {high}, {p_in_words(row['p_adjusted'])}, n = {row['n']}{few}"
     if row["verdict"] == "equivalent":
         other = ", though not equal" if row["p_adjusted"] < ALPHA else ""
         return (
-            f"equivalent within {points(row['margin'], sign=False)}{other} ({points(row['mean'])}, {numbers}; "
+            f"equivalent within {round(100 * row['margin'], 9)} points{other} ({points(row['mean'])}, {numbers}; "
             f"two one-sided tests {p_in_words(row['p_equal_adjusted'])})"
         )
     if row["verdict"] == "undecided":
@@ -96,7 +98,7 @@ def headroom_in_words(rows):
         if row["interval"]:
             low, high = clipped(row["interval"])
             text += f" (95% interval {100 * low:+.1f} to {100 * high:+.1f}, n = {row['n']})"
-        if row["mean"] < SMALLEST_HEADROOM:
+        if round(row["mean"], 3) < SMALLEST_HEADROOM:
             text += f", less than {points(SMALLEST_HEADROOM, sign=False)}: a comparison of rules means little here"
         sentences.append(f"{text}.")
     unknown = "Headroom unknown: no seed has both a classical and a frozen run, so it is open what a comparison means."

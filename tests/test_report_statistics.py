@@ -63,6 +63,10 @@ def test_sign_flip_p_is_the_count_of_all_flips():
     one_sided = np.mean(flips.mean(axis=1) >= np.mean(DIFFERENCES) - 1e-12)
     assert sign_flip_p(DIFFERENCES) == pytest.approx(2 * one_sided) and sign_flip_p([0.0, 0.0]) == 1
     assert sign_flip_p([0.1, 0.11, 0.12, 0.1, 0.09]) == 2 / 2**5 > 0.05 >= sign_flip_p([0.1] * statistics.SMALLEST_N)
+    counts = np.array([8, -1, 1, 9, 4, -1, 10, 8])
+    flips = np.array(list(itertools.product([1, -1], repeat=8))) @ counts
+    stored = np.round((200 + counts) / 300, 9) - np.round(200 / 300, 9)  # as accuracies of 300 examples are
+    assert sign_flip_p(stored, 1 / 300) == np.mean(abs(flips) >= counts.sum()) > statistics.ALPHA
     assert sign_flip_p(DIFFERENCES * 4) == sign_flip_p(DIFFERENCES * 4)  # drawn with a seed of its own
 
 
@@ -107,7 +111,7 @@ def test_fiellers_ends_are_where_students_test_just_rejects():
 
 
 def test_two_one_sided_tests_err_at_their_rate_on_the_margin(monkeypatch):
-    monkeypatch.setattr(statistics, "sign_flip_p", lambda differences: 1.0)  # slow, and not what is tested
+    monkeypatch.setattr(statistics, "sign_flip_p", lambda *_: 1.0)  # slow, and not what is tested
     draw, repetitions = np.random.default_rng(0), 3000
     for n in (3, 10):
         samples = draw.normal(0.01, 0.002, (repetitions, n))

@@ -9,6 +9,7 @@ from conftest import ROOT, fake_run, fake_study
 
 from harness import run_folder
 from report import labels
+from report.page import report_content
 from report.study import (
     analyse,
     choose_pairs,
@@ -236,6 +237,7 @@ def test_the_question_names_what_is_compared(tmp_path):
     ]
     assert {row["margin"] for row in found["comparisons"]} == {0.02}
     assert found["missing"] == ["gradient against frozen"]
+    assert {row["alpha"] for row in found["comparisons"]} == {0.05, 0.05 / 2}  # what is missing counts already
     json.dumps(summary(found))
     with pytest.raises(ValueError, match="is 2 arms: quantum, 10 shots; quantum, 1000 shots"):
         analyse(runs, question | {"primary": ["quantum", "classical"]})
@@ -255,12 +257,57 @@ def test_the_question_names_what_is_compared(tmp_path):
         ('{"question": "Q", "primary": ["quantum", "exact"], "secondary": [["quantum"]]}', "cannot be used"),
         ('{"question": "Q", "primary": ["quantum", "exact"], "margin": 1}', "unknown margin"),
         ('{"question": "Q", "primary": ["quantum", "exact"], "margin_points": 0}', "margin_points a number of points"),
+        ('{"question": "Q", "primary": ["quantum", "exact"], "margin_points": "1"}', "cannot be used"),
     ],
 )
 def test_a_question_of_no_use_is_refused(tmp_path, content, message):
     (tmp_path / "question.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_question(tmp_path / "question.json")
+
+
+def test_what_is_not_run_yet_counts_in_the_family(tmp_path):
+    runs = [fake_run(tmp_path, rule, seed, 0.7 + seed / 100 * (rule == "exact")) for rule in RULES for seed in range(6)]
+    named = [["exact", "classical"], ["exact", "frozen"], [{"shots": 10}, "classical"], [{"shots": 20}, "classical"]]
+    question = {"question": "Q", "primary": ["quantum", "classical"], "secondary": named}
+    primary, *rows = analyse(runs, question)["comparisons"]
+    assert primary["alpha"] == 0.05 and [row["alpha"] for row in rows] == [0.05 / 4] * 2
+    assert [row["p_adjusted"] for row in rows] == pytest.approx([4 * row["p"] for row in rows])  # Holm's, of equal p
+    assert "2 of 4 comparisons (the others are not run yet" in report_content(analyse(runs, question), [])["note"]
+
+
+def test_a_comparison_is_made_once_and_of_two_arms(tmp_path):
+    runs = fake_study(tmp_path, [0.1, 0.2])
+    reversed_too = {"question": "Q", "primary": ["classical", "quantum"]}
+    assert [row["part"] for row in analyse(runs, reversed_too)["comparisons"]] == ["primary"]
+    with pytest.raises(ValueError, match="both sides of a comparison are the same arm"):
+        analyse(runs, {"question": "Q", "primary": [{"shots": 1000}, "quantum"]})
+
+
+def test_runs_on_other_examples_are_skipped_with_a_line(tmp_path, capsys):
+    runs = [fake_run(tmp_path, rule, 0, 0.7) for rule in ("classical", "quantum", "exact")]
+    for number, (run, digest) in enumerate(zip(runs, "aab", strict=True)):
+        run["environment"]["data"]["sha256_of_examples"] = digest
+        written(run, number)
+    assert [run["settings"]["update_rule"] for run in read_runs(tmp_path)] == ["classical", "quantum"]
+    assert "000002: its examples are not those of run_20260101_000000, which has the same" in capsys.readouterr().err
+
+
+def test_the_later_run_counts_also_after_ten_in_one_second(tmp_path):
+    for number in (2, 10, 1):
+        folder = written(fake_run(tmp_path, "quantum", 0, number / 100), 0)
+        folder.rename(folder.with_name(f"{folder.name}_{number}"))
+    (arm,) = read_study(tmp_path)["arms"].values()
+    assert arm[0]["folder"].name == "run_20260101_000000_10"
+
+
+def test_broken_predictions_cost_no_report(tmp_path, capsys):
+    runs = [fake_run(tmp_path, "classical", 0, 0.5, [True, False]), fake_run(tmp_path, "quantum", 0, 0.7, [True] * 3)]
+    (row,) = analyse(runs, {})["comparisons"]
+    assert row["discordant"] is None  # of other examples
+    (runs[0]["folder"] / "predictions.csv").write_text("a,b\n1,2\n")
+    (row,) = analyse(runs, {})["comparisons"]
+    assert row["verdict"] == "undecided" and "run_classical_0: judged without its" in capsys.readouterr().err
 
 
 def test_without_a_question_there_is_none(tmp_path):

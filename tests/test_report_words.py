@@ -6,7 +6,7 @@ import pytest
 from conftest import fake_run, fake_study
 
 from report.study import analyse
-from report.words import headroom_in_words
+from report.words import conclusion, headroom_in_words, p_in_words
 
 NEAR = [0.001, -0.001, 0.0, 0.002, -0.002, 0.001, 0.0, -0.001]
 FEW = "too few for a sign-flip test to reach p < 0.05"
@@ -98,3 +98,22 @@ def test_the_headroom_is_said_and_whether_it_is_enough(tmp_path):
     assert sentences(0.1) == ["Headroom, classical minus frozen: 11.0 points (95% interval +8.5 to +13.5, n = 3)."]
     assert sentences(0.02)[0].endswith("less than 8.0 points: a comparison of rules means little here.")
     assert headroom_in_words([])[0].startswith("Headroom unknown")
+
+
+def test_with_adamw_the_circuits_alone_differ_from_classical(tmp_path):
+    runs = [fake_run(tmp_path, "classical", seed, 0.7) for seed in range(2)]
+    runs += [fake_run(tmp_path, "quantum", seed, 0.8, quantum_optimizer="adamw") for seed in range(2)]
+    (row,) = analyse(runs, {})["comparisons"]
+    assert row["conclusion"].startswith("quantum against classical (the circuits): ")
+
+
+def test_rounding_contradicts_no_verdict(tmp_path):
+    assert [p_in_words(p) for p in (0.0496, 0.0504, 0.04999996, 0.05, 0.0004, 0.0421)] == [
+        *("p = 0.0496", "p = 0.050", "p = 0.04999996", "p = 0.050", "p < 0.001", "p = 0.042"),
+    ]
+    runs = fake_study(tmp_path, [0.0] * 6, examples=872)
+    question = {"question": "Q", "primary": ["quantum", "classical"], "margin_points": 1.25}
+    (row,) = analyse(runs, question)["comparisons"]
+    assert "equivalent within 1.25 points" in row["conclusion"]
+    row["interval"] = (-0.0004, 0.001)
+    assert "interval -0.0 to +0.1" in conclusion(row)

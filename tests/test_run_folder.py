@@ -23,7 +23,14 @@ def test_the_most_recent_run_is_found_among_junk(tmp_path):
         ("config.json", "[]", "config.json lacks accumulation_steps, aer_device, attention_layers"),
         ("environment.json", "null", "environment.json lacks data, model"),
         ("training_statistics.json", "{}", "training_statistics.json lacks selected_weights, status"),
+        (
+            "environment.json",
+            '{"data": {}, "model": {"kind": "hub"}}',
+            "environment.json does not say what model",
+        ),
         ("metrics.csv", "a,b\n1,2\n", "metrics.csv cannot be read: its columns are not those of a run"),
+        ("metrics.csv", "", "metrics.csv has not the evaluations of training_statistics.json"),
+        ("metrics.csv", ",".join(run_folder.METRICS) + "\n" + "1," * 99 + "\n", "metrics.csv cannot be read"),
     ],
 )
 def test_odd_files_in_a_run_are_named(finished_run, tmp_path, name, content, message):
