@@ -311,7 +311,7 @@ def largest_groups(gradients, num_qubits, most):
 
     Where not every group can be measured, these are worth a device's time; that the others get nothing is a bias.
     """
-    norms = [as_groups(gradient.detach().float().cpu(), num_qubits).norm(dim=1) for gradient in gradients]
+    norms = [as_groups(gradient.detach().double().cpu(), num_qubits).norm(dim=1) for gradient in gradients]
     best = torch.argsort(torch.cat(norms), descending=True, stable=True)[:most]
     return by_tensor(best.sort().values, norms)
 
@@ -322,8 +322,8 @@ def sampled_groups(gradients, num_qubits, most, seed):
     groups: for each gradient an int64 tensor, ascending.  weights: 1 / p for each of them, float64 tensors; estimates
     times these have the gradient as their mean.  seed: (run seed, step), ints.
     """
-    groups = [as_groups(gradient.detach().float().cpu(), num_qubits) for gradient in gradients]
-    scales = [values.abs().amax(dim=1).double() for values in groups]
+    groups = [as_groups(gradient.detach().double().cpu(), num_qubits) for gradient in gradients]
+    scales = [values.abs().amax(dim=1) for values in groups]
     chances = inclusion_chances(torch.cat(scales).numpy(), most)
     # A stream of its own: no other seed is six numbers long.
     drawn = draw_whole(chances, np.random.default_rng(np.random.SeedSequence((*seed, 0, 0, 0, 1))))
@@ -384,8 +384,10 @@ def quantum_parameter_update(
         raise ValueError(f"NORMALIZATION = {normalization!r}: must be one of group, tensor")
     if allocation not in ("equal", "optimal"):
         raise ValueError(f"SHOT_ALLOCATION = {allocation!r}: must be one of equal, optimal")
-    if backend.draws_shots and (shots <= 0 or (allocation == "equal" and shots != int(shots))):
+    if backend.draws_shots and (not shots > 0 or (allocation == "equal" and shots != int(shots))):
         raise ValueError(f"SHOTS = {shots!r}: must be positive, and with equal shots a whole number")
+    if backend.draws_shots and allocation == "equal":
+        shots = int(shots)
     flat = gradient.detach().reshape(-1).cpu()
     if not torch.isfinite(flat).all():
         raise FloatingPointError("the gradient is not finite")
@@ -444,8 +446,8 @@ def describe(name, ansatz, shots):
     n = ansatz.circuit.num_qubits
     uniform = np.random.default_rng(0).uniform(-1, 1, (100, n))
     entanglement = np.mean([meyer_wallach(ansatz, x) for x in uniform])
-    covariances = [noise_covariance(outcome_probabilities(ansatz, x)) for x in uniform]
-    means = np.array([outcome_probabilities(ansatz, x) for x in uniform]) @ minus_z(n)
+    probabilities = np.array([outcome_probabilities(ansatz, x) for x in uniform])
+    covariances, means = map(noise_covariance, probabilities), probabilities @ minus_z(n)
     bias = np.sqrt(np.mean((means @ ansatz.inverse.T - uniform) ** 2))
     spread = np.sqrt(np.mean([np.diag(ansatz.inverse @ c @ ansatz.inverse.T) for c in covariances]) / shots)
     native = transpile(ansatz.circuit, basis_gates=["cx", "rz", "sx", "x"], seed_transpiler=0, optimization_level=1)

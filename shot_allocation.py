@@ -17,7 +17,7 @@ class Allocation(NamedTuple):
 
     groups: their places, int64 (chosen,).  shots: int64 (chosen,), from 1.  weights: float64 (chosen,), the factor of
     each estimate that keeps its mean, 1 / chance of being chosen.  equal_noise, optimal_noise: variance, summed over
-    the groups and in units of the largest scale squared, that one shot for each would leave, spread equally and best.
+    the groups, that one shot for each would leave, spread equally and best; in the units of the gradient squared.
     """
 
     groups: np.ndarray
@@ -40,7 +40,9 @@ def allocate(values, scale, inverse, shots, seed):
     chosen = np.flatnonzero(drawn)
     chosen = chosen[np.argsort(drawn[chosen].clip(max=2**16 - 1).astype(np.uint16), kind="stable")]  # 16 bits: faster
     weights = 1 / np.minimum(expected[chosen], 1)
-    equal, optimal = variance.sum(), np.sqrt(variance).sum() ** 2 / max(len(variance), 1)
+    largest = float(scale.max(initial=0))  # noises of several weights are added up: in their own units
+    unit = largest * largest
+    equal, optimal = unit * variance.sum(), unit * np.sqrt(variance).sum() ** 2 / max(len(variance), 1)
     return Allocation(chosen, drawn[chosen], weights, float(equal), float(optimal))
 
 

@@ -170,7 +170,8 @@ def budget_of(ansatz, normalization, gradients):
             scale = quantum_circuits.scale_of(values, np.abs(values).max() if normalization == "tensor" else None)
             variances.append(one_shot_moments(values, scale, ansatz.inverse)[0] * scale.max() ** 2)
         a.append(np.concatenate(variances).sum() / dot(gradient, gradient))
-        gains.append(noise.allocation_gain(np.concatenate(variances)))
+        best = sum(v.sum() / noise.allocation_gain(v) for v in variances if v.any())  # each weight has its own total
+        gains.append(sum(v.sum() for v in variances) / best)
         cosines.append([])
         for shots in SHOTS:
             measured = measured_gradient(gradient, backend, shots, (SEED, index), normalization)

@@ -19,7 +19,7 @@ import word_order
 from data import make_word_order
 
 ONE_SHOT, CLASSICAL, SEEDS = shots.PRODUCT | {"shots": 1}, word_order.CLASSICAL, range(10, 30)
-RATE = 1e-3  # what shots.py and word_order.py chose
+RATE = 1e-3  # what word_order.py chose for `classical`, and shots.py for one shot of `product`; main() checks it
 QUESTION = {
     "question": "One shot, again: does AdamW learn more from it than from the gradient itself?",
     "primary": [ONE_SHOT, CLASSICAL | {"learning_rate": RATE}],
@@ -36,6 +36,10 @@ def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     results = lanes.ROOT / "results"
     work, reference = results / "one_shot", results / "reference" / "one_shot"
+    for question, place in (("word_order", 0), ("shots", 0)):
+        chosen = lanes.read_chosen(results / "reference" / question / "tuning.json")[place]
+        if (chosen["learning_rate"] if isinstance(chosen, dict) else chosen) != RATE:
+            raise SystemExit(f"results/reference/{question} chose {chosen}, RATE = {RATE}: must be the same")
     make_word_order(given.sst2, work / "data")
     lanes.ask(reference, QUESTION)
     common, names = lanes.on_data(word_order.COMMON, given, work / "data" / "final", "word order")

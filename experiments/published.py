@@ -17,7 +17,11 @@ Usage: python experiments/published.py --model FOLDER --sst2 FOLDER [--lanes 2]
 
 import lanes
 
-COMMON = {"train_size": 100, "eval_size": 0, "quantum_schedule": "constant"}
+COMMON = {
+    **{"train_size": 100, "eval_size": 0, "num_epochs": 3, "batch_size": 8, "attention_layers": "0"},
+    **{"learning_rate": 5e-5, "quantum_learning_rate": 0.01, "quantum_schedule": "constant"},
+    **{"quantum_optimizer": "sgd", "circuit": "graph", "num_qubits": 5, "shots": 1000},
+}
 CLASSICAL, QUANTUM, FROZEN = ({"update_rule": rule} for rule in ("classical", "quantum", "frozen"))
 SEEDS = range(20)
 QUESTION = {

@@ -28,6 +28,7 @@ COMMON = {
     "num_epochs": 2,
     "attention_layers": "all",
     "eval_every": 5,
+    **{"circuit": "graph", "num_qubits": 5, "shots": 1000},  # of the rules that measure, where an arm says nothing else
 }
 CLASSICAL, FROZEN = {"update_rule": "classical"}, {"update_rule": "frozen"}
 GRADIENT_SGD = {"update_rule": "gradient", "quantum_optimizer": "sgd"}

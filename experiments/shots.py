@@ -17,7 +17,7 @@ Prediction: points whose shots add less noise than the minibatch has (graph from
 than 2 points; so does 1 shot of product, at 2.6 times that noise, since AdamW averages over some ten steps; 1 shot of
 graph, at 13 times, loses 2 to 5 points. One scale for the tensor is as `frozen` at 1, 10 and 100 shots (noise 7600,
 760 and 76) and loses 2 to 5 points at 1000 (7.6). `independent` equals `quantum`. "optimal" is worth 2.9 times its
-shots.
+shots. (Before its runs, corrected to 2.6: each weight matrix has a total of its own; and less below one shot.)
 
 Usage: python experiments/shots.py --model FOLDER --sst2 FOLDER [--lanes 2], after word_order.py. What that script
 and randomness.py made already is copied.

@@ -38,6 +38,7 @@ COMMON = {
     "attention_layers": "0,1",
     "trained_weights": "attention",
     "eval_every": 75,
+    **{"circuit": "graph", "num_qubits": 5, "shots": 1000},  # of the rules that measure, where an arm says nothing else
 }
 CLASSICAL, FROZEN = {"update_rule": "classical"}, {"update_rule": "frozen"}
 GRADIENT_SGD = {"update_rule": "gradient", "quantum_optimizer": "sgd"}

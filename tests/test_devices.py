@@ -195,6 +195,19 @@ def test_largest_groups_are_the_largest_over_all_tensors():
     assert [(which, row) for which, rows in enumerate(chosen) for row in rows.tolist()] == sorted(expected)
 
 
+@pytest.mark.parametrize(
+    ("small", "large", "dtype"),
+    [(1e-32, 1e-30, torch.float32), (1e38, 3e38, torch.float32), (1e-62, 1e-60, torch.float64)],
+)
+def test_groups_are_chosen_by_size_at_any_scale(small, large, dtype):
+    gradient = torch.full((50,), small, dtype=dtype)
+    gradient[45:] = large
+    assert [rows.tolist() for rows in qc.largest_groups([gradient], 5, 1)] == [[9]]
+    gradient[:45] = 0
+    (rows,), (weights,) = qc.sampled_groups([gradient], 5, 1, (0, 1))
+    assert rows.tolist() == [9] and weights.tolist() == [1.0]
+
+
 def test_only_the_chosen_groups_get_an_update():
     gradient = torch.randn(23, generator=torch.Generator().manual_seed(1))
     backend = AerBackend(qc.build_ansatz("graph", 5, PHI), "exact")

@@ -39,6 +39,8 @@ def test_circuits_as_a_script(tmp_path):
     assert status == 0, err
     for name in ("graph", "product", "chain", "literal"):
         assert f"{name}: 3 qubits" in out and (tmp_path / "circuits" / f"{name}.png").stat().st_size > 5000
+    noise = float(re.search("product: .*?shot noise +([0-9.]+)", out, re.DOTALL)[1])
+    assert noise == pytest.approx((2 / 3 / 1000) ** 0.5, rel=0.1)  # 1 - x^2 is 2/3 on average, 1000 shots
 
 
 @pytest.mark.parametrize(

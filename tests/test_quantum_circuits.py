@@ -13,11 +13,9 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 
 import quantum_circuits as qc
-import update_rules
 from aer_engine import AerBackend
 
 PHI = math.pi / 4
-MEASURING = [name for name, rule in update_rules.RULES.items() if rule.measures]
 
 
 # --- Expectations
@@ -47,6 +45,21 @@ def test_ring_has_no_double_edges(num_qubits, edges):
 
 
 # --- Response, entanglement, noise
+
+
+def test_a_response_that_is_not_diagonal_is_decoded(monkeypatch):
+    def mixed(angles, _):
+        circuit = QuantumCircuit(3)
+        circuit.h(circuit.qubits)
+        circuit.ry(angles[0], 0)
+        circuit.ry(angles[1] + 0.5 * angles[0], 1)
+        circuit.ry(angles[2] - 0.25 * angles[0], 2)
+        return circuit
+
+    monkeypatch.setitem(qc.CIRCUITS, "mixed", (mixed, 0.1))  # a small range: nearly linear
+    gradient = torch.tensor([1.0, -0.5, 0.25], dtype=torch.float64)
+    update, _ = update_of(gradient, AerBackend(qc.build_ansatz("mixed", 3, 0.0), "exact"), learning_rate=1.0)
+    torch.testing.assert_close(update, gradient, rtol=0, atol=5e-3)
 
 
 def test_response_of_graph_and_chain():

@@ -117,6 +117,22 @@ def test_gain_over_equal_is_the_one_reported(name, shots):
     assert usage["allocation_gain"] is None
 
 
+def test_the_gain_of_several_weights_is_that_of_their_noise_together():
+    backend = AerBackend(qc.build_ansatz("product", 3, PHI))
+    flat = torch.randn(900, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = {"flat": flat, "spread": uneven_gradient(600) / 100}
+    flags = ["--circuit", "product", "--num_qubits", "3", "--shots", "100", "--shot_allocation", "optimal"]
+    settings = config.load(flags)
+
+    def noise(allocation):
+        chosen = settings._replace(shot_allocation=allocation)
+        found = [train.measure_gradients(gradients, backend, chosen, step, 1.0)[0] for step in range(1, 41)]
+        return sum(((update[name] - gradients[name]) ** 2).sum().item() for update in found for name in gradients)
+
+    _, usage = train.measure_gradients(gradients, backend, settings, 1, 1.0)
+    assert usage["allocation_gain"] == pytest.approx(noise("equal") / noise("optimal"), rel=0.1)
+
+
 def test_a_part_of_the_groups_and_weights_of_theirs():
     """Of some groups, in any order, each with a factor of its own: the mean is the factor times the gradient."""
     gradient, groups = uneven_gradient(24), torch.tensor([20, 3, 23, 7])
@@ -244,7 +260,9 @@ def test_exact_has_no_shots_to_allocate():
     assert (usage.circuits, usage.shots) == (50, 0)
 
 
-@pytest.mark.parametrize(("shots", "allocation"), [(0.5, "equal"), (0, "equal"), (0, "optimal"), (1, "best")])
+@pytest.mark.parametrize(
+    ("shots", "allocation"), [(0.5, "equal"), (0, "equal"), (0, "optimal"), (math.nan, "optimal"), (1, "best")]
+)
 def test_what_cannot_be_allocated_is_refused(shots, allocation):
     backend = AerBackend(qc.build_ansatz("graph", 3, PHI))
     with pytest.raises(ValueError, match="must be"):

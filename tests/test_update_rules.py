@@ -15,7 +15,6 @@ import update_rules
 from aer_engine import STREAM_GROUPS, AerBackend
 
 PHI = math.pi / 4
-MEASURING = [name for name, rule in update_rules.RULES.items() if rule.measures]
 
 
 def assert_counts_follow(counts, law):
@@ -43,6 +42,18 @@ def test_few_shots_are_the_outcomes_that_the_same_uniforms_pick(shots):
     ]
     np.testing.assert_allclose(fast, expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(fast[:2], [[-1.0] * 4, [1.0] * 4])
+
+
+def test_groups_of_different_shots_take_the_first_of_their_uniforms():
+    shots, z = np.repeat([33, 64, 65, 200, 255], 12), qc.minus_z(4)
+    probabilities = np.random.default_rng(0).dirichlet(np.full(16, 0.3), 60)
+    fast = update_rules.joint_shots(probabilities, z, shots, np.random.default_rng(1))
+    uniforms = np.random.default_rng(1).random((255, 60))
+    expected = [
+        z[np.searchsorted(np.cumsum(p)[:-1], u[:s], side="right")].mean(axis=0)
+        for p, u, s in zip(probabilities, uniforms.T, shots, strict=True)
+    ]
+    np.testing.assert_allclose(fast, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("shots", [1, 3, 10, 29, 30, 31, 255, 256])
