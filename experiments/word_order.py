@@ -44,6 +44,7 @@ CLASSICAL, FROZEN = {"update_rule": "classical"}, {"update_rule": "frozen"}
 GRADIENT_SGD = {"update_rule": "gradient", "quantum_optimizer": "sgd"}
 QUANTUM_SGD = {"update_rule": "quantum", "quantum_optimizer": "sgd"}
 QUANTUM_ADAMW = {"update_rule": "quantum", "quantum_optimizer": "adamw"}
+INDEPENDENT_SGD = {"update_rule": "independent", "quantum_optimizer": "sgd"}
 INDEPENDENT_ADAMW = {"update_rule": "independent", "quantum_optimizer": "adamw"}
 LEARNING_RATES = (2e-4, 5e-4, 1e-3, 2e-3)
 QUANTUM_LEARNING_RATES = (0, 0.01, 0.1, 0.3, 1, 3)
@@ -80,6 +81,7 @@ def main():
         (SEEDS, [CLASSICAL | adamw, FROZEN | head, GRADIENT_SGD | sgd]),
         (SEEDS, [QUANTUM_ADAMW | adamw]),
         (FEWER_SEEDS, [INDEPENDENT_ADAMW | adamw, QUANTUM_SGD | sgd]),
+        (FEWER_SEEDS, [INDEPENDENT_SGD | sgd]),
     ]
     runs = [common | arm | {"seed": seed} for seeds, arms in parts for seed in seeds for arm in arms]
     lanes.run_all(runs, work / "final", given.lanes, reference, names)

@@ -251,14 +251,16 @@ def plot_sweep(ax, arms, name):
     for arm in arms:
         if arm not in using:
             mean, _, _ = spread([final(run, "accuracy") for run in arms[arm].values()])
-            ax.axhline(mean, **looks[arm], label=arm)
+            ax.axhline(mean, **looks[arm], label=with_n(arm, len(arms[arm])))
     for index, (line, found) in enumerate(lines.items()):
         results = [spread([final(run, "accuracy") for run in arms[arm].values()]) for _, arm in found]
         half = [interval[1] - mean if interval else np.nan for mean, _, interval in results]  # one seed has no bar
         x, style = [value for value, _ in found], LINE_STYLES[index % len(LINE_STYLES)]
         colour = RULES[rule_of(arms[found[0][1]])].colour
         y = [mean for mean, _, _ in results]
-        ax.errorbar(x, y, half, color=colour, marker="o", capsize=3, label=line, ls=style)
+        sizes = sorted({len(arms[arm]) for _, arm in found})
+        label = with_n(line, " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))))
+        ax.errorbar(x, y, half, color=colour, marker="o", capsize=3, label=label, ls=style)
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, 0), min(high, 1))
     places = [value for found in lines.values() for value, _ in found]

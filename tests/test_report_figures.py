@@ -27,6 +27,7 @@ from report.study_figures import (
     styles,
     swept,
 )
+from report.words import with_n
 from update_rules import RULES
 
 CAPTIONS = [
@@ -263,7 +264,8 @@ def test_the_sweep_shows_the_mean_of_each_arm(tmp_path):
     (points,) = [line for line in ax.get_lines() if len(line.get_xdata()) == 3 and line.get_marker() == "o"]
     assert list(points.get_xdata()) == [1, 10, 100] and ax.get_xscale() == "log"
     assert points.get_ydata() == pytest.approx([0.7201, 0.721, 0.73])
-    assert set(ax.get_legend_handles_labels()[1]) == {"quantum", "exact", "classical", "frozen"}
+    named = {with_n(rule, 3) for rule in ("quantum", "exact", "classical", "frozen")}
+    assert set(ax.get_legend_handles_labels()[1]) == named
 
 
 def test_a_curve_over_shots_joins_runs_that_are_alike_in_all_else(tmp_path):
@@ -272,7 +274,7 @@ def test_a_curve_over_shots_joins_runs_that_are_alike_in_all_else(tmp_path):
     arms = group_arms([fake_run(tmp_path, "quantum", 0, 0.7 + i / 100, **other) for i, other in enumerate(others)])
     assert swept(arms) == ["shots"]
     ax = plot_sweep(figures.new_figure(4, 3).subplots(), arms, "shots")
-    assert ax.get_legend_handles_labels()[1] == ["quantum, SGD, graph circuit"]
+    assert ax.get_legend_handles_labels()[1] == [with_n("quantum, SGD, graph circuit", 1)]
     (points,) = [line for line in ax.get_lines() if line.get_marker() == "o"]
     assert list(points.get_xdata()) == [1, 10, 1000]
     assert not swept(group_arms([fake_run(tmp_path, "quantum", 0, 0.7, **other) for other in others[:3]]))
