@@ -219,8 +219,7 @@ def readout_circuits(isa):
 
 
 class DeviceBackend:
-    """Measures groups on a device. What differs from AerBackend is the noise, and that
-    a circuit holds a group on every line.
+    """Measures groups on a device. Unlike AerBackend it has noise, and a circuit holds a group on every line.
 
     ansatz: Ansatz.  device, service: from open_device.  journal: Journal of the run's jobs.  mitigation: "none", or
     "readout": means are corrected by each qubit's measured assignment matrix.  dynamical_decoupling: "off" or a
@@ -361,8 +360,8 @@ class DeviceBackend:
             options["max_execution_time"] = max(1, math.floor(min(max(60, 10 * expected), self.max_seconds - used)))
         # A number of randomizations that divides the shots: left to itself, the Sampler runs more shots, 64 at least.
         draws = max(number for number in range(1, 33) if shots % number == 0)
-        twirling = {**self.options["twirling"], "num_randomizations": draws, "shots_per_randomization": shots // draws}
-        options["twirling"] = twirling
+        randomizations = {"num_randomizations": draws, "shots_per_randomization": shots // draws}
+        options["twirling"] = self.options["twirling"] | randomizations
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sampler, tried = Sampler(mode=self.device, options=options), []
@@ -435,7 +434,7 @@ class DeviceBackend:
         return {"jobs": jobs, "circuits": circuits, "shots": total, "seconds": self.expected_seconds(total, jobs)}
 
 
-class JobFailed(Exception):
+class JobFailed(DeviceError):
     """A job ended without a result; final: it was cancelled, or ran out of its time, which another try may do, too."""
 
     def __init__(self, message, final):

@@ -36,10 +36,9 @@ def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     results = lanes.ROOT / "results"
     work, reference = results / "one_shot", results / "reference" / "one_shot"
-    for question, place in (("word_order", 0), ("shots", 0)):
-        chosen = lanes.read_chosen(results / "reference" / question / "tuning.json")[place]
-        if (chosen["learning_rate"] if isinstance(chosen, dict) else chosen) != RATE:
-            raise SystemExit(f"results/reference/{question} chose {chosen}, RATE = {RATE}: must be the same")
+    tuned = [lanes.read_chosen(results / "reference" / name / "tuning.json")[0] for name in ("word_order", "shots")]
+    if tuned != [{"learning_rate": RATE}, RATE]:
+        raise SystemExit(f"RATE = {RATE}: must be what word_order.py and shots.py chose, {tuned}")
     make_word_order(given.sst2, work / "data")
     lanes.ask(reference, QUESTION)
     common, names = lanes.on_data(word_order.COMMON, given, work / "data" / "final", "word order")

@@ -80,8 +80,7 @@ def main():
     parts = [
         (SEEDS, [CLASSICAL | adamw, FROZEN | head, GRADIENT_SGD | sgd]),
         (SEEDS, [QUANTUM_ADAMW | adamw]),
-        (FEWER_SEEDS, [INDEPENDENT_ADAMW | adamw, QUANTUM_SGD | sgd]),
-        (FEWER_SEEDS, [INDEPENDENT_SGD | sgd]),
+        (FEWER_SEEDS, [INDEPENDENT_ADAMW | adamw, QUANTUM_SGD | sgd, INDEPENDENT_SGD | sgd]),
     ]
     runs = [common | arm | {"seed": seed} for seeds, arms in parts for seed in seeds for arm in arms]
     lanes.run_all(runs, work / "final", given.lanes, reference, names)

@@ -119,12 +119,8 @@ def is_locked(folder):
 
 def in_order(results_dir):
     """The run folders in results_dir by the second and number in their names, the latest last, a list."""
-    found = []
-    for folder in results_dir.glob("run_*"):
-        name = re.fullmatch(r"run_(\d{8}_\d{6})(?:_(\d+))?", folder.name, re.ASCII)
-        if name and folder.is_dir():
-            found.append((name[1], int(name[2] or 0), folder))
-    return [folder for *_, folder in sorted(found)]
+    pattern = re.compile(r"run_\d{8}_\d{6}(_\d+)?", re.ASCII)
+    return sorted((f for f in results_dir.glob("run_*") if pattern.fullmatch(f.name) and f.is_dir()), key=by_number)
 
 
 def by_number(path):

@@ -236,7 +236,11 @@ def final(run, name):
 
 def differing(arm, base):
     """Names of the settings that both arms' results depend on, and in which they differ, a set; the seed left out."""
-    mine, theirs = (labels.used_settings(settings_of(a)) for a in (arm, base))
+    return changed_between(*(labels.used_settings(settings_of(a)) for a in (arm, base)))
+
+
+def changed_between(mine, theirs):
+    """Names of the settings that two dicts, as used_settings gives them, both have and in which they differ, a set."""
     return {name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]}
 
 
@@ -283,9 +287,9 @@ def choose_pairs(arms):
     for base, arm in itertools.combinations(arms, 2):  # in the order of the values: the first found is the next one
         low, high = used[base], used[arm]
         if low["update_rule"] == high["update_rule"]:
-            changed = [name for name in low.keys() & high.keys() if low[name] != high[name]]
+            changed = changed_between(low, high)
             if len(changed) == 1:
-                above.setdefault((base, changed[0]), arm)
+                above.setdefault((base, *changed), arm)
     return pairs + [(arm, base) for (base, _), arm in above.items() if arms[arm].keys() & arms[base].keys()]
 
 
