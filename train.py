@@ -39,7 +39,7 @@ IGNORED = -100  # label that cross_entropy leaves out
 
 def main(command):
     """Make the run, or the study of several runs, that a config.Command describes. Returns the exit status: 0, 1 where
-    a run diverged or failed, 130 where Ctrl-C or SIGTERM came, or one was stopped and --resume can go on."""
+    a run diverged or failed, 130 where Ctrl-C, SIGTERM or SIGHUP came, or one was stopped and --resume can go on."""
     with process_group.process_group(use_cuda=torch.cuda.is_available()):
         if command.resume:
             folder, settings = on_rank_zero(run_folder.find_run_to_resume, command)

@@ -36,7 +36,6 @@ import train
 from aer_engine import AerBackend
 from harness import command_line
 from harness.files import write_json
-from report import statistics
 
 DEVICE, FITTED_GROUPS, FITTED_SHOTS = "fake:FakeFez", 300, 4000
 FIT = "FITTED_DEVICE"  # environment variable with the path of fit.json: then this script is train.py with that engine
@@ -119,7 +118,7 @@ def runs_of(rates):
 
 
 def compare(accuracies):
-    """Final accuracies with the device's response minus without, a row for each of ARMS, as statistics.paired has it.
+    """Final accuracies with the device's response minus without, a row for each of ARMS, as lanes.paired_row has it.
 
     accuracies: two lists, fitted and ideal, in the order of runs_of, None where a run is missing. p_holm: of the
     secondary comparisons, all rows but the first.
@@ -129,11 +128,8 @@ def compare(accuracies):
         pairs = zip(*(found[place :: len(ARMS)] for found in accuracies), strict=True)
         differences = [fitted - ideal for fitted, ideal in pairs if None not in (fitted, ideal)]
         if len(differences) > 1:
-            row = {"optimizer": optimizer, "shots": shots, "differences": differences}
-            row |= statistics.paired(differences, MARGIN)
-            rows.append(row | {"interval": statistics.student_interval(row, statistics.ALPHA)})
-    for row, p in zip(rows[1:], statistics.adjusted([row["p"] for row in rows[1:]]), strict=True):
-        row["p_holm"] = p
+            rows.append({"optimizer": optimizer, "shots": shots} | lanes.paired_row(differences, MARGIN))
+    lanes.correct_secondary(rows)
     return rows
 
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import config  # noqa: E402
 from harness import run_folder  # noqa: E402
 from harness.files import write_atomically, write_json, write_text  # noqa: E402
+from report import statistics  # noqa: E402
 
 KEPT = ("config.json", "environment.json", "metrics.csv", "predictions.csv", "training_statistics.json")
 
@@ -189,9 +190,21 @@ def final_accuracies(reference):
     accuracy = {}
     for run in reference.glob("run_*"):
         if key := published_identity(run):
-            statistics = json.loads((run / "training_statistics.json").read_text(encoding="utf-8"))
-            accuracy[key] = statistics["evaluations"][-1]["accuracy"]
+            measured = json.loads((run / "training_statistics.json").read_text(encoding="utf-8"))
+            accuracy[key] = measured["evaluations"][-1]["accuracy"]
     return accuracy
+
+
+def paired_row(differences, margin):
+    """A row of paired differences of accuracy: differences, what statistics.paired says, and Student's interval."""
+    tests = statistics.paired(differences, margin)
+    return {"differences": differences, **tests, "interval": statistics.student_interval(tests, statistics.ALPHA)}
+
+
+def correct_secondary(rows):
+    """Give every row but the first, the primary comparison, its p_holm."""
+    for row, p in zip(rows[1:], statistics.adjusted([row["p"] for row in rows[1:]]), strict=True):
+        row["p_holm"] = p
 
 
 def on_data(settings, given, data, name):

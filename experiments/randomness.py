@@ -26,7 +26,6 @@ from data import make_sentiment, make_word_order
 
 from harness import run_folder
 from harness.files import write_json
-from report import statistics
 
 SHOTS, SEEDS, MARGIN = (1, 10, 100, 1000), range(6), 0.02
 QUANTUM, CLASSICAL = {"update_rule": "quantum", "quantum_optimizer": "adamw"}, {"update_rule": "classical"}
@@ -47,15 +46,12 @@ def main():
         runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in arms]
         lanes.run_all(runs, work, given.lanes, reference, names, [published / question for question in before])
         matched[task] = compare_at_same_loss(reference)
-    correct_secondary(matched)
+    lanes.correct_secondary([row for rows in matched.values() for row in rows])
     write_json(published / "randomness" / "matched.json", matched)
 
 
 def compare_at_same_loss(reference):
-    """Accuracy at each number of shots minus that of `classical`: [{shots, differences, interval, ...}].
-
-    The rest of a row is what statistics.paired says.
-    """
+    """Accuracy at each number of shots minus that of `classical`: rows of shots and what lanes.paired_row has."""
     curves = {}
     for folder in sorted(reference.glob("run_*")):
         run = run_folder.read(folder)
@@ -70,17 +66,8 @@ def compare_at_same_loss(reference):
             at = [accuracy_at(target, *curves[arm, seed]) for arm in (shots, 0)]
             differences.append(at[0] - at[1])
         if differences:
-            tests = statistics.paired(differences, MARGIN)
-            interval = statistics.student_interval(tests, statistics.ALPHA)
-            rows.append({"shots": shots, "differences": differences} | tests | {"interval": interval})
+            rows.append({"shots": shots} | lanes.paired_row(differences, MARGIN))
     return rows
-
-
-def correct_secondary(matched):
-    """Give every comparison of matched.json but the primary one, the first of word order, its p_holm."""
-    secondary = [row for rows in matched.values() for row in rows][1:]
-    for row, p in zip(secondary, statistics.adjusted([row["p"] for row in secondary]), strict=True):
-        row["p_holm"] = p
 
 
 def loss_and_accuracy(rows):

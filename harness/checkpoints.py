@@ -140,7 +140,7 @@ def start_or_restore(seed, model, optimizer, scheduler, state=None):
 @contextlib.contextmanager
 def saved_when_stopped(run, model, optimizer, scheduler, progress):
     """Yield a function that saves a checkpoint, on rank 0; it is called, too, when the block ends by anything that
-    --resume can go on from: Ctrl-C, SIGTERM, a spent quota, a device or another process that is gone."""
+    --resume can go on from: Ctrl-C, SIGTERM, SIGHUP, a spent quota, a device or another process that is gone."""
 
     def save_checkpoint():
         if rank() == 0:

@@ -1,6 +1,7 @@
 """How a program ends: a mistake or an interruption is one line and an exit status, a traceback only with --debug."""
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -68,12 +69,14 @@ def run_as_script(main, command):
 
 
 class Pipe(io.FileIO):
-    """A pipe whose reader may go away, as that of `| head`: it is a Ctrl-C then, and what is written is dropped."""
+    """A pipe or terminal that may go away, as with `| head`: it is a Ctrl-C then, and what is written is dropped."""
 
     def write(self, data):
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a closed terminal
+                raise
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self.fileno())
             signal.raise_signal(signal.SIGINT)
@@ -81,8 +84,8 @@ class Pipe(io.FileIO):
 
 
 def interrupted_by_a_lost_reader(stream, descriptor):
-    """The text stream stdout or stderr as it is for a terminal, over a Pipe for what may be one."""
-    if stream.isatty():
+    """The text stream stdout or stderr over a Pipe; a console of Windows as it is."""
+    if sys.platform == "win32" and stream.isatty():
         return stream
     binary = io.BufferedWriter(Pipe(descriptor, "w", closefd=False))
     return io.TextIOWrapper(binary, stream.encoding, stream.errors, line_buffering=True)

@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM: where they end a run, and where they wait. However many come, a run is ended once, and whole."""
+"""Ctrl-C, SIGTERM and a closed terminal: where they end a run, and where they wait. However many come, a run is ended
+once, and whole."""
 
 import contextlib
 import signal
 import threading
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; Windows has none
+SIGNALS = {signal.SIGINT, signal.SIGTERM, HANGUP}
 ASKED = []  # those that have come since the run began
 
 
@@ -22,11 +24,12 @@ def obey(number, _):
 
 @contextlib.contextmanager
 def handled_by(handler):
-    """The handler of both within the block; in another thread than the main one it changes nothing."""
+    """The handler of all within the block; in another thread than the main one it changes nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    ignored = {HANGUP} if signal.getsignal(HANGUP) is signal.SIG_IGN else set()  # by nohup
+    before = {number: signal.signal(number, handler) for number in SIGNALS - ignored}
     try:
         yield
     finally:

@@ -1,12 +1,15 @@
 """Ctrl-C, SIGTERM, and readers that go away: whenever they come, and however many, a run is ended once and whole."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
-from conftest import ROOT, only_run, read_json, run_script, run_training, start_training
+from conftest import ROOT, only_run, read_json, run_script, run_training, start_training, wait_for
 
 import train
 from harness import checkpoints, interrupts, lifecycle, run_folder
@@ -143,7 +146,42 @@ def test_a_study_stops_though_its_first_run_has_finished(tiny_flags, tmp_path, m
     assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "finished"
 
 
-# --- Readers that go away
+# --- Terminals and readers that go away
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+@pytest.mark.parametrize("ignored", [False, True])  # True: under nohup
+def test_a_run_whose_terminal_was_closed_leaves_a_checkpoint(tiny_flags, tmp_path, ignored):
+    import fcntl
+    import termios
+
+    def begin_session():
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    terminal, theirs = os.openpty()
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    streams |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} if ignored else {}
+    command = [sys.executable, ROOT / "train.py", *tiny_flags, "--num_epochs", "80" if ignored else "5000"]
+    process = subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=begin_session)
+    os.close(theirs)
+    os.set_blocking(terminal, False)
+
+    def saved_while_shown():
+        with contextlib.suppress(BlockingIOError):
+            os.read(terminal, 2**16)
+        return any((tmp_path / "results").glob("*/checkpoint/step_*[1-9]*"))
+
+    wait_for(saved_while_shown, process)
+    os.close(terminal)
+    assert process.wait(timeout=60) == (0 if ignored else 130)
+    statistics = read_json(only_run(tmp_path / "results") / "training_statistics.json")
+    assert statistics["status"] == ("finished" if ignored else "interrupted")
+    if not ignored:
+        saved = max((only_run(tmp_path / "results") / "checkpoint").iterdir())
+        assert saved.name == f"step_{statistics['steps']:08d}"
 
 
 READERS_GONE = f"""
