@@ -1,13 +1,10 @@
 """Model, tokenizer, data set, selected attention weights, evaluation.
 
-transformers, datasets and pandas are imported inside the functions that need them: they are slow to import, and the
-first two read HF_HUB_OFFLINE once, at import, after hub.hub_problem has had the chance to set it.
+transformers and datasets are imported inside the functions that need them: they are slow to import, and
+read HF_HUB_OFFLINE once, at import, after hub.hub_problem has had the chance to set it.
 """
 
-import csv
 import hashlib
-import io
-import itertools
 import json
 import os
 import re
@@ -17,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 import config
-from harness import hub
+from harness import hub, tables
 
 USUAL_COLUMNS = (("sentence",), ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"))
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "test")
@@ -80,7 +77,7 @@ def load_data(settings):
 def read_local(path, seed):
     """Read a folder with train.* and validation.*, or one file: (training rows, evaluation rows, source).
 
-    Rows are DataFrames, see read_table. Without an evaluation file, HELD_OUT of the training rows are drawn for it.
+    Rows are DataFrames, see tables.read_table. Without an evaluation file it is HELD_OUT of the training rows, drawn.
     """
     if not path.exists():
         raise ValueError(f"DATASET_NAME = {str(path)!r}: no such file or folder")
@@ -93,92 +90,16 @@ def read_local(path, seed):
             endings, names = ", ".join(config.FILE_ENDINGS), ", ".join(file.name for file in found) or "none"
             required = f"must hold one train file ({endings}) and at most one of any other split, holds {names}"
             raise ValueError(f"DATASET_NAME = {str(path)!r}: {required}")
-    train = read_table(files["train"])
+    train = tables.read_table(files["train"])
     split = next((split for split in EVALUATION_SPLITS if split in files), None)
     if split:
-        return train, read_table(files[split]), {"path": str(path), "evaluation": split}
+        return train, tables.read_table(files[split]), {"path": str(path), "evaluation": split}
     if len(train) < 2:
         raise ValueError(f"{path}: must hold at least two rows, one of them for evaluation")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held = max(1, round(HELD_OUT * len(order)))
     source = {"path": str(path), "evaluation": f"{HELD_OUT:.0%} held out of train"}
     return train.iloc[order[held:]], train.iloc[order[:held]], source
-
-
-def read_table(path):
-    """Read one local file, by its ending: a pandas.DataFrame of Python objects, None where a cell is missing.
-
-    Its index is what an editor shows as the first line of each row, and named by the path; see `place`. Of a parquet
-    file it counts rows. Raises ValueError, in one line.
-    """
-    import pandas
-
-    if path.suffix not in config.FILE_ENDINGS:
-        raise ValueError(f"DATASET_NAME = {str(path)!r}: must end in one of {', '.join(config.FILE_ENDINGS)}")
-    try:
-        if path.suffix == ".parquet":
-            rows = pandas.read_parquet(path, to_pandas_kwargs={"ignore_metadata": True}).astype(object)
-            rows.index = range(1, len(rows) + 1)
-        else:
-            text = path.read_bytes().decode().removeprefix("\ufeff")
-            values = read_json_lines(text) if "json" in path.suffix else read_fields(text, path.suffix == ".tsv")
-            rows = pandas.DataFrame(list(values.values()), index=list(values), dtype=object)
-            rows = rows.rename_axis("line", axis="columns")
-    except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise ValueError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}): save it as UTF-8") from None
-    except Exception as error:  # the readers raise many kinds; each means that the file cannot be read
-        raise ValueError(f"{path}: cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())}") from error
-    if not len(rows):
-        raise ValueError(f"{path}: holds no rows")
-    return rows.where(rows.notna(), None).rename_axis(str(path))
-
-
-def read_json_lines(text):
-    """Parse text of one JSON object per line, skipping empty ones: {line: dict}; ValueError names the line.
-
-    pandas.read_json would change types, and not name the bad line.
-    """
-    values = {}
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        try:
-            values[line] = json.loads(content)
-            if not isinstance(values[line], dict):
-                raise ValueError("must be a JSON object")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {line}: {getattr(error, 'msg', error)}") from None
-    return values
-
-
-def read_fields(text, tabs):
-    """Parse text of a header and rows of fields: {line where the row begins: dict}, with None for a missing field.
-
-    tabs: fields are parted by tabs, without quotes, as GLUE writes them; else by commas. ValueError names the line.
-    """
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
-    header, values, line = [], {}, 1
-    try:
-        for fields in reader:
-            if not header:
-                header = fields
-                if len(set(header)) < len(header):
-                    raise ValueError(f"the header names a column twice: {', '.join(header)}")
-            elif len(fields) > len(header):
-                raise ValueError(f"{len(fields)} fields, the header has {len(header)}")
-            elif fields:
-                values[line] = dict(itertools.zip_longest(header, fields))
-            line = reader.line_num + 1  # a quoted field may go over several
-    except (csv.Error, ValueError) as error:
-        raise ValueError(f"line {line}: {error}") from None
-    return values
-
-
-def place(rows, index):
-    """Where a row of a table stands, for messages: its file and the line, or row of what has no lines."""
-    return f"{rows.index.name}, {rows.columns.name or 'row'} {index}"
 
 
 def read_hub(settings):
@@ -240,13 +161,13 @@ def draw_examples(rows, columns, settings, size_name):
     """
     size = getattr(settings, size_name.lower())
     for index, label in rows[settings.label_column].items():
-        read_label(label, settings.num_labels, place(rows, index))
+        read_label(label, settings.num_labels, tables.place(rows, index))
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(settings.seed)).tolist()
     drawn = rows[[settings.label_column, *columns]].iloc[order[: size or None]]
     examples = []
     for index, label, *texts in drawn.itertuples(name=None):
         if not all(isinstance(text, str) and not re.search("[\ud800-\udfff]", text) for text in texts):
-            raise ValueError(f"{place(rows, index)}: {', '.join(columns)} = {texts} must be text")
+            raise ValueError(f"{tables.place(rows, index)}: {', '.join(columns)} = {texts} must be text")
         examples.append(Example(texts[0], (*texts, None)[1], read_label(label, settings.num_labels, "")))
     return examples
 

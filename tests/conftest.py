@@ -50,6 +50,19 @@ def write_tiny_data(folder):
     return folder
 
 
+def write(path, text):
+    """Write str as UTF-8, or bytes, as they are; returns the path."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def load_settings(path, *flags):
+    """Settings of a run on the data at a path."""
+    import config
+
+    return config.load(["--dataset_name", str(path), *flags])
+
+
 SMALL = {
     "vocab_size": 30,
     **dict.fromkeys(("hidden_size", "dim", "n_embd", "embedding_size"), 8),

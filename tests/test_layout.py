@@ -58,13 +58,16 @@ PLACES = {
     "quantum_circuits": ({"shot_allocation"}, {"numpy", "torch", "qiskit"}),
     "aer_engine": ({"quantum_circuits", "update_rules"}, {"numpy", "qiskit", "qiskit_aer"}),
     "devices": (set(), {"numpy", "qiskit", "qiskit_aer", "qiskit_ibm_runtime"}),
-    "model_utils": ({"config", "harness.hub"}, {"torch", "transformers", "datasets", "pandas", "huggingface_hub"}),
+    "model_utils": (
+        {"config", "harness.hub", "harness.tables"},
+        {"torch", "transformers", "datasets", "huggingface_hub"},
+    ),
     "train": (
         {"config", "update_rules", "quantum_circuits", "aer_engine", "devices", "model_utils", "harness", "report"},
         {"torch"},
     ),
     "analyze": ({"config", "update_rules", "harness", "report"}, set()),
-    "harness": ({"config", "update_rules", "harness"}, {"torch", "numpy", "safetensors", "tqdm"}),
+    "harness": ({"config", "update_rules", "harness"}, {"torch", "numpy", "pandas", "safetensors", "tqdm"}),
     "report": (
         {"config", "update_rules", "quantum_circuits", "devices", "harness", "report"},
         {"numpy", "scipy", "statsmodels", "matplotlib", "jinja2", "transformers"},
