@@ -36,6 +36,7 @@ from harness.files import write_json
 from report import figures
 from report.statistics import spread
 from report.study import final, matches, read_study
+from report.words import with_n
 from update_rules import RULES
 
 GRAPH = word_order.QUANTUM_ADAMW | {"circuit": "graph", "normalization": "group", "shot_allocation": "equal"}
@@ -148,21 +149,22 @@ def plot_frontier(ax, arms):
         for arm in (arm for arm in arms.values() if matches(arm, rule)):
             mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
             name, ends = rule["update_rule"], [*ends, mean]
-            ax.axhline(mean, color=RULES[name].colour, ls=style, lw=1.2, label=f"{name} (n = {len(arm)})")
+            ax.axhline(mean, color=RULES[name].colour, ls=style, lw=1.2, label=with_n(name, len(arm)))
             if interval:
                 ax.axhspan(*interval, color=RULES[name].colour, alpha=0.1, lw=0)
     circuits = 0
     for (label, (settings, colour, marker, line)), shift in zip(SERIES.items(), (1, 1.04, 1, 0.93, 0.96), strict=True):
-        found = []
+        found, sizes = [], []
         for arm in (arm for arm in arms.values() if matches(arm, settings)):
             run = next(iter(arm.values()))
             mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
-            found.append((run["settings"]["shots"], mean, interval[1] - mean if interval else 0))
+            found.append((run["settings"]["shots"], mean, interval[1] - mean if interval else np.nan))
+            sizes.append(len(arm))
             circuits = max(circuits, run["statistics"]["circuits"] / run["statistics"]["steps"])
         if found:
             shots, mean, half = np.array(sorted(found)).T
             style = {"color": colour, "marker": marker, "ls": line, "capsize": 2, "ms": 5, "lw": 1.4}
-            ax.errorbar(shots * shift, mean, half, label=label, **style)
+            ax.errorbar(shots * shift, mean, half, label=with_n(label, *sizes), **style)
     ax.set(xscale="log", xlabel="shots per circuit (mean where optimally allocated)", ylabel="accuracy after training")
     ax.grid(alpha=0.25)
     if circuits:

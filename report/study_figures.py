@@ -258,8 +258,7 @@ def plot_sweep(ax, arms, name):
         x, style = [value for value, _ in found], LINE_STYLES[index % len(LINE_STYLES)]
         colour = RULES[rule_of(arms[found[0][1]])].colour
         y = [mean for mean, _, _ in results]
-        sizes = sorted({len(arms[arm]) for _, arm in found})
-        label = with_n(line, " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))))
+        label = with_n(line, *(len(arms[arm]) for _, arm in found))
         ax.errorbar(x, y, half, color=colour, marker="o", capsize=3, label=label, ls=style)
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, 0), min(high, 1))

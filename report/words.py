@@ -23,8 +23,9 @@ def listed(names):
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def with_n(text, n):
-    """A label of figures with its number of seeds, which no line break separates."""
+def with_n(text, *sizes):
+    """A label of figures with its number of seeds, or the fewest and the most; no line break separates them."""
+    n = " to ".join(map(str, dict.fromkeys((min(sizes), max(sizes)))))
     return f"{text} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{n})"
 
 
