@@ -41,7 +41,7 @@ def identity_without_paths(settings, names):
 
 
 def run_all(runs, results_dir, lanes, reference, names, others=(), program=ROOT / "train.py"):
-    """Make the runs, dicts of settings, in their order, `lanes` at a time; returns the number of runs that failed.
+    """Make the runs, dicts of settings, in their order, `lanes` at a time; exits at the end where some failed.
 
     What was published in `reference` is skipped, what was published in one of the folders `others` is copied from
     there, what was interrupted in results_dir goes on. Every run is published as it finishes. Models are not kept.
@@ -77,7 +77,8 @@ def run_all(runs, results_dir, lanes, reference, names, others=(), program=ROOT 
         for status in pool.map(make, todo):
             failed += status != 0
             publish(results_dir, reference, names)
-    return failed
+    if failed:
+        raise SystemExit(f"{failed} of {len(wanted)} runs failed; the same command makes what is missing")
 
 
 def published_identity(run):
@@ -195,9 +196,12 @@ def final_accuracies(reference):
     return accuracy
 
 
-def paired_row(differences, margin):
-    """A row of paired differences of accuracy: differences, what statistics.paired says, and Student's interval."""
-    tests = statistics.paired(differences, margin)
+def paired_row(differences, margin, examples):
+    """A row of paired differences of accuracy: differences, what statistics.paired says, and Student's interval.
+
+    examples: number of those evaluated.
+    """
+    tests = statistics.paired(differences, margin, 1 / examples)
     return {"differences": differences, **tests, "interval": statistics.student_interval(tests, statistics.ALPHA)}
 
 

@@ -66,7 +66,8 @@ def compare_at_same_loss(reference):
             at = [accuracy_at(target, *curves[arm, seed]) for arm in (shots, 0)]
             differences.append(at[0] - at[1])
         if differences:
-            rows.append({"shots": shots} | lanes.paired_row(differences, MARGIN))
+            examples = run["environment"]["data"]["evaluation_examples"]
+            rows.append({"shots": shots} | lanes.paired_row(differences, MARGIN, examples))
     return rows
 
 

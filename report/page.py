@@ -21,10 +21,10 @@ JUDGED = (
     "Intervals are Student's, over seeds: they say nothing about other sentences than those evaluated. The verdict is"
     " that of Student's paired test and of two one-sided tests against the margin (at 5% each: the 90% interval lies "
     "within it); the sign-flip test, which assumes no normal distribution, stands beside it. {family} With fewer than"
-    " {least} seeds a sign-flip test cannot reach p < 0.05: such comparisons are no part of that family, their p are "
-    "corrected among themselves (Bonferroni). One seed is judged by exact McNemar on its predictions. Corrected "
-    "intervals hold together with 95% (Bonferroni); Holm's tests can find what they do not. A planned number of seeds"
-    " aims at a power of 80%."
+    " {least} seeds a sign-flip test cannot reach p < 0.05: such comparisons are no part of the Holm family, their p "
+    "are corrected by Bonferroni for all secondary comparisons. One seed is judged by exact McNemar on its predictions."
+    " Corrected intervals hold together with 95% (Bonferroni); Holm's tests can find what they do not. A planned number"
+    " of seeds aims at a power of 80%."
 )
 
 MOST_UNSAID = 3  # sentences that say no more than that seeds are too few
@@ -49,7 +49,7 @@ def report_content(study, figures):
     others += [f"{text}: no runs to compare yet." for text in missing]
     family = [f"{row['arm']} against {row['base']}" for row in rows if row["family"] == "secondary"]
     size = max((row["family_size"] for row in rows if row["family"] == "secondary"), default=0)
-    number_of = f"{len(family)} of {size} comparisons (the others are not run yet, and count as p = 1)"
+    number_of = f"{len(family)} of {size} comparisons (the others have fewer seeds or no runs yet, and count as p = 1)"
     number_of = number_of if size > len(family) else f"{size} comparisons"
     named = f"The Holm family, {number_of}: {'; '.join(family)}." if family else "No Holm family."
     results = [accuracy_table(study["arms"]), comparison_table(rows), recovered_table(study["recovered"])]

@@ -72,15 +72,19 @@ def student_interval(result, alpha):
 
 
 def sign_flip_p(differences, resolution=0.0):
-    """Two-sided p of a sign-flip permutation test: all 2^n flips up to n = 13, 10,000 drawn with a fixed seed beyond.
+    """Two-sided p of a sign-flip permutation test, exact: the share of all 2^n flips whose sum is as large.
 
-    differences: floats, shape (n,), n >= 2. resolution: see `paired`; differences that are multiples of it are taken as
-    whole numbers, so that equal sums are equal: accuracies are stored with nine digits.
+    differences: floats, shape (n,), n >= 2. resolution: see `paired`. Differences that are multiples of it, as far as
+    the nine digits of stored accuracies tell, are counted as whole numbers. Others: above n = 13, 10,000 drawn flips.
     """
     values = np.round(differences, 12)
-    counts = values / resolution if resolution else values
-    if resolution and np.allclose(counts, np.rint(counts), rtol=0, atol=0.01):
-        values = np.rint(counts)
+    counts = np.rint(values / resolution).astype(int) if resolution else values
+    if resolution and np.allclose(values / resolution, counts, rtol=0, atol=0.01):
+        chances = np.ones(1)  # of the sums -total, ..., total of the flips so far
+        for count in np.abs(counts):
+            chances = (np.pad(chances, (0, 2 * count)) + np.pad(chances, (2 * count, 0))) / 2
+        sums = np.arange(len(chances)) - len(chances) // 2
+        return float(chances[np.abs(sums) >= abs(counts.sum())].sum())
     flips = stats.permutation_test(
         (values,), np.sum, permutation_type="samples", vectorized=True, n_resamples=10_000, rng=0
     )

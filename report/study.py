@@ -89,8 +89,9 @@ def analyse(runs, question):
         else:
             missing.append(f"{arm} against {base}")
             unseen += part != "primary"
+    together = unseen + sum(row["part"] == "secondary" for row in comparisons)
     for family in [[row] for row in headroom] + families(comparisons):
-        judge(family, unseen if family[0]["part"] == "secondary" else 0)
+        judge(family, together - len(family) if family[0]["part"] == "secondary" else 0)
     for row in comparisons:
         row["conclusion"] = conclusion(row)
     return {
@@ -344,10 +345,10 @@ def final_predictions(run):
 
 
 def families(comparisons):
-    """The comparisons by what is corrected together, a list of lists, and `family` in each, its name.
+    """The comparisons by how they are tested, a list of lists, and `family` in each, its name.
 
-    The primary comparison stands alone. Those with too few seeds for a sign-flip test are no part of the others'
-    family, nor are those of one seed, and single ones without predictions stand alone.
+    The primary comparison stands alone. Those with too few seeds for a sign-flip test are no part of the Holm family,
+    nor are those of one seed, or of one without predictions.
     """
     found = {}
     for row in comparisons:
@@ -361,9 +362,9 @@ def families(comparisons):
 def judge(rows, unseen=0):
     """Add to the rows of one family what follows from it: alpha, interval, adjusted p-values, plan and verdict.
 
-    unseen: comparisons that belong to the family, too, and whose runs are not there yet: they count as p = 1.
-    family_size: their number and that of the rows. alpha: 0.05 / family_size; interval: Student's at level 1 - alpha,
-    so that all of them together hold with 95%.
+    unseen: secondary comparisons beside these, of other families or without runs: they count as p = 1, so that all of
+    them together err at most at the rate of 5%. family_size: their number and that of the rows. alpha: 0.05 /
+    family_size; interval: Student's at level 1 - alpha, so that all of them together hold with 95%.
     p_adjusted, p_flip_adjusted, p_equal_adjusted: by Holm; in rows with fewer than six seeds by Bonferroni, and without
     p_flip_adjusted. smallest_effect: that n could show with 80% power; seeds: that would decide, None if unknown or
     more than 1000. verdict: "equivalent" if that is shown, else "better" or "worse" if that is shown, else "undecided".

@@ -68,6 +68,8 @@ def test_sign_flip_p_is_the_count_of_all_flips():
     stored = np.round((200 + counts) / 300, 9) - np.round(200 / 300, 9)  # as accuracies of 300 examples are
     assert sign_flip_p(stored, 1 / 300) == np.mean(abs(flips) >= counts.sum()) > statistics.ALPHA
     assert sign_flip_p(DIFFERENCES * 4) == sign_flip_p(DIFFERENCES * 4)  # drawn with a seed of its own
+    assert sign_flip_p(DIFFERENCES * 4, 0.005) == pytest.approx(sign_flip_p(DIFFERENCES * 4), abs=0.003)  # and all
+    assert sign_flip_p([0.01] * 40, 0.01) == 2 / 2**40
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])
