@@ -67,7 +67,7 @@ BACKEND = "aer"  # "aer" (simulator), "ibm" (least busy), "ibm:NAME", "fake:NAME
 AER_DEVICE = "CPU"  # where Aer simulates: "CPU", or "GPU" with qiskit-aer-gpu installed in place of qiskit-aer
 
 # --- Devices: every BACKEND but "aer"
-DEVICE_GROUPS = 32  # groups measured per step; the other weights get no update
+DEVICE_GROUPS = 32  # groups measured per step; for the other weights the measured gradient is 0
 DEVICE_SELECTION = "largest"  # which groups: "largest" gradients (biased), or "sampled" by size (unbiased, noisier)
 DEVICE_NOISE = "on"  # "off" simulates fake and generic devices without noise
 MITIGATION = "none"  # "readout": correct means by the measured readout errors of each qubit
@@ -200,6 +200,11 @@ def parse(argv=()):
     resume, debug = flags.pop("resume", None), flags.pop("debug", False)
     values |= {flag.upper(): _from_text(flag.upper(), text) for flag, text in flags.items()}
     lists = {name for name, value in values.items() if value and isinstance(value, list | tuple)}
+    if resume is not None:  # the run has settings of its own: of those here only flags matter
+        flagged = {name.upper() for name in flags}
+        values |= {name: values[name][0] for name in lists & _NUMBERS - flagged}
+        values |= {name: [] for name in set(_SEVERAL.values()) - flagged}
+        lists &= flagged
     sweeps = {name: [_checked(name, v) for v in values[name]] for name in _LIMITS if name in lists & _NUMBERS}
     checked = {name: _checked(name, values[name]) for name in _LIMITS if name not in sweeps}
     for single, several in _SEVERAL.items():
@@ -217,9 +222,10 @@ def parse(argv=()):
             settings = settings._replace(dataset_config="")
         if settings.attention_pattern and "attention_layers" not in flags:
             settings = settings._replace(attention_layers="all")
-        check_together(settings, flags if resume is None else None)
+        if resume is None:
+            check_together(settings, flags)
         runs.append(settings)
-    given = set(flags)
+    given = set(flags) | {single.lower() for single, several in _SEVERAL.items() if several.lower() in flags}
     if resume is None and values["LEARNING_RATE"] != _UNCHANGED_LEARNING_RATE and "embedded_learning_rate" not in flags:
         given.add("learning_rate")
     return Command(tuple(argv), runs, frozenset(given), resume, debug)
@@ -228,7 +234,7 @@ def parse(argv=()):
 def is_local(name):
     """Whether MODEL_NAME or DATASET_NAME is no hub id: it is "embedded", exists, or can only be a path."""
     only_a_path = name.startswith((".", "/", "~")) or name.endswith(FILE_ENDINGS) or name.count("/") > 1
-    return name == "embedded" or only_a_path or Path(os.path.expanduser(name)).exists()
+    return name == "embedded" or only_a_path or os.path.exists(os.path.expanduser(name))
 
 
 def is_glue(dataset_name):

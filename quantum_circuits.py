@@ -368,7 +368,7 @@ def quantum_parameter_update(
     seed: (run seed, step, tensor index), ints in 0 .. 2^32 - 1: no two draws of a run may share it.
     normalization: "group" or "tensor", the max |g| that scales the encoding.
     allocation: "equal", or "optimal": the same total, spent where it takes most noise away (shot_allocation.py).
-    groups: the groups to measure, int64 tensor, each once; the others get no update. None is all of them.
+    groups: the groups to measure, int64 tensor, each once; the others count as 0. None is all of them.
     weights: factors of the updates of `groups`, float64 tensor, such as 1 / chance of being chosen. None is 1.
     share: (which, of), ints: measure only this part of them, so that the updates of all shares add up to the whole one.
     transform: function that makes something else of the measured gradient, see update_rules.Rule.
@@ -470,6 +470,7 @@ def describe(name, ansatz, shots):
 
 
 if __name__ == "__main__":
+    import os
     import sys
     from pathlib import Path
 
@@ -477,7 +478,7 @@ if __name__ == "__main__":
 
     def main(command):
         settings = command.runs[0]
-        folder = Path(settings.results_dir) / "circuits"
+        folder = Path(os.path.expanduser(settings.results_dir)) / "circuits"
         folder.mkdir(parents=True, exist_ok=True)
         refused = 0
         for name in CIRCUITS:

@@ -50,7 +50,9 @@ def main(command):
         study.refuse_studies_on_devices(command.runs)
         with command_line.quit_on_interrupt():
             as_used = model_utils.resolve_stand_ins(command.runs, command.given, print_once)
-        return study.run_study(command.runs, as_used, lambda settings, *rest: run_once(settings, command, *rest))
+        return study.run_study(
+            command.runs, as_used, lambda settings, *rest: run_once(settings, command, *rest), command.debug
+        )
 
 
 # --- One run ----------------------------------------------------------------------------------------------------------

@@ -50,8 +50,8 @@ def run_as_script(main, command):
     command: anything with a field `debug`.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     sys.stdout, sys.stderr = interrupted_by_a_lost_reader(sys.stdout, 1), interrupted_by_a_lost_reader(sys.stderr, 2)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     try:
         status = main(command)
     except (Exception, KeyboardInterrupt) as error:
@@ -75,7 +75,7 @@ class Pipe(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: a closed terminal
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.EINVAL):  # EIO: a closed terminal; EINVAL: Windows
                 raise
             with open(os.devnull, "wb") as nowhere:
                 os.dup2(nowhere.fileno(), self.fileno())
@@ -84,7 +84,9 @@ class Pipe(io.FileIO):
 
 
 def interrupted_by_a_lost_reader(stream, descriptor):
-    """The text stream stdout or stderr over a Pipe; a console of Windows as it is."""
+    """The text stream stdout or stderr over a Pipe; a console of Windows as it is; for none one that drops all."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
     if sys.platform == "win32" and stream.isatty():
         return stream
     binary = io.BufferedWriter(Pipe(descriptor, "w", closefd=False))

@@ -1,6 +1,7 @@
 """One run in its folder: how it begins, how it is resumed, and every way it can end."""
 
 import contextlib
+import os
 import shlex
 import sys
 import traceback
@@ -67,5 +68,5 @@ def advice_to_resume(run):
     """Words to append to the line about how a run ended; "" where it left no checkpoint."""
     if not checkpoints.saved(run):
         return ""
-    started = "python" if world_size() == 1 else f"torchrun --nproc_per_node={world_size()}"
+    started = "python" if world_size() == 1 else f"torchrun --nproc_per_node={os.environ['LOCAL_WORLD_SIZE']}"
     return f"; to go on: {started} train.py --resume {shlex.quote(str(run))}"

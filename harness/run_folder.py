@@ -42,7 +42,7 @@ def require_writable(results_dir):
 
     A folder made and removed in what is there of its path: what the permissions say is not sure, for root above all.
     """
-    there = next(path for path in (results_dir, *results_dir.parents) if os.path.lexists(path))
+    there = next((path for path in (results_dir, *results_dir.parents) if os.path.lexists(path)), results_dir)
     try:
         with tempfile.TemporaryDirectory(prefix=".", dir=there):
             pass
@@ -147,7 +147,9 @@ def read(folder):
             lacking = sorted(needed[name] - set(run[key] if isinstance(run[key], dict) else ()))
             raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
     model, data = run["environment"]["model"], run["environment"]["data"]
-    if not isinstance(model, dict) or not isinstance(data, dict) or {"kind", "evaluation_examples"} - data.keys():
+    if not isinstance(model, dict) or not isinstance(data, dict) or "evaluation_examples" not in data:
+        raise ValueError("environment.json does not say what model and data were used")
+    if any("kind" not in source or (source["kind"] == "local" and "path" not in source) for source in (model, data)):
         raise ValueError("environment.json does not say what model and data were used")
     run["settings"] = LATER_SETTINGS | run["settings"]
     if str(rule := run["settings"]["update_rule"]) not in RULES:

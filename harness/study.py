@@ -5,11 +5,13 @@ import io
 import os
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 from tqdm import tqdm
 
 from harness import run_folder
+from harness.command_line import exit_message
 from harness.process_group import all_reduce, on_rank_zero, world_size
 from harness.progress import progress_bar
 from update_rules import RULES
@@ -23,12 +25,12 @@ def refuse_studies_on_devices(runs):
         raise ValueError("DRY_RUN = 'yes': must be one run, not a study")
 
 
-def run_study(runs, as_used, run_once):
+def run_study(runs, as_used, run_once, debug=False):
     """Run what RESULTS_DIR does not hold finished, by the settings in config.json; returns the exit status.
 
     runs: Settings as given. as_used: the same as they are really used (another model may stand in), in the same order.
     run_once: function (settings, keep_model, folder) -> exit status; folder is the run to go on with, or None. The
-    models of the lowest seed are kept, of the others only the numbers.
+    models of the lowest seed are kept, of the others only the numbers. debug: whether tracebacks are shown.
     """
     todo = {run_folder.identity(used): (given, used) for given, used in zip(runs, as_used, strict=True)}
     results_dir = Path(os.path.expanduser(runs[0].results_dir))
@@ -46,7 +48,9 @@ def run_study(runs, as_used, run_once):
             except Exception as error:  # one failed run must not lose the others
                 if world_size() > 1:
                     raise  # the processes no longer know of each other where they are
-                tqdm.write(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
+                if debug:
+                    traceback.print_exception(error)
+                tqdm.write(f"{name}: {exit_message(error)[0]}", file=sys.stderr)
                 status = 1
             if status == 130:
                 print("interrupted; the same command goes on with the runs that are missing")

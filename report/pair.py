@@ -47,7 +47,8 @@ def command_for_partner(run):
     own = "classical" if run["settings"]["update_rule"] != "classical" else "quantum"
     settings = run["settings"] | {"update_rule": own}
     names = [*config.settings_that_affect_result(settings), "eval_every", "results_dir"]
-    settings["results_dir"] = str(run["folder"].parent)
+    folder = run["folder"] if run["folder"].name.startswith("run_") else run["folder"].resolve()
+    settings["results_dir"] = str(folder.parent)
     wanted = {name: settings[name] for name in names}
     flags = {name: json.dumps(v) if isinstance(v, list | tuple) else str(v) for name, v in wanted.items()}
 

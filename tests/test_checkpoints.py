@@ -223,6 +223,8 @@ def test_a_killed_run_can_be_read(cut_run):
         (["--batch_size", "8"], "BATCH_SIZE = 8 must be the run's own 4"),
         (["--num_epochs", "1", "--seed", "7"], "SEED = 7 must be the run's own 42"),
         (["--num_epochs", "2"], "NUM_EPOCHS = 2 must be the run's own 1"),
+        (["--seeds", "7"], "SEED = 7 must be the run's own 42"),
+        (["--update_rules", "exact"], "UPDATE_RULE = 'exact' must be the run's own 'quantum'"),
         (["--seeds", "1,2"], "describe a study of 2 runs, must be one"),
     ],
 )

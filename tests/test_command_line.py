@@ -59,6 +59,12 @@ def test_an_end_is_one_line_and_an_exit_status(capfd, error, status, line):
     os.kill(os.getpid(), signal.SIGINT)  # nothing is left to interrupt
 
 
+def test_a_program_may_be_started_without_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert ending(0) == 0 and ending(ValueError("nobody reads this")) == 2
+
+
 def test_debug_lets_the_traceback_through():
     with pytest.raises(ZeroDivisionError):
         command_line.run_as_script(lambda command: 1 / 0, Given(debug=True))

@@ -205,6 +205,21 @@ def test_flags_for_devices_are_not_judged_by_the_default_backend_of_a_resumed_ru
         assert str(getattr(command.runs[0], name)) == value
 
 
+def test_what_config_says_now_keeps_no_run_from_going_on(monkeypatch):
+    for name, value in {"SEEDS": [0, 1], "SHOTS": [10, 100], "BACKEND": "ibm", "DATASET_CONFIG": "stsb"}.items():
+        monkeypatch.setattr(config, name, value)
+    command = config.parse(["--resume", "results/run_x"])
+    assert len(command.runs) == 1 and command.given == frozenset()
+    command = config.parse(["--resume", "results/run_x", "--seeds", "3", "--update_rules", "exact"])
+    assert {"seed", "update_rule"} <= command.given
+    assert (command.runs[0].seed, command.runs[0].update_rule) == (3, "exact")
+    assert len(config.parse(["--resume", "results/run_x", "--seeds", "3,4"]).runs) == 2  # to be refused
+
+
+def test_a_name_too_long_for_any_file_is_no_path():
+    assert not config.is_local("a" * 5000)
+
+
 def test_a_dry_run_in_config_is_refused_with_aer_and_other_device_settings_wait_for_a_device(monkeypatch):
     monkeypatch.setattr(config, "MITIGATION", "readout")
     assert config.load([]).mitigation == "readout"

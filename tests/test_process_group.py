@@ -1,4 +1,4 @@
-"""One run over several processes, as `torchrun` starts it: two on this machine, linked by gloo."""
+"""One run over several processes, as `torchrun` starts it: two or three on this machine, linked by gloo."""
 
 import contextlib
 import json
@@ -97,16 +97,18 @@ def test_two_processes_compute_what_one_does(flags_without_dropout, tmp_path):
 
 
 @slow
-def test_resumed_on_two_processes_it_is_the_run_left_alone(flags, tmp_path):
-    """With dropout and shots, bit for bit, from the middle of an epoch."""
-    finish(start(*flags, "--results_dir", tmp_path / "whole"))
+def test_resumed_on_three_processes_it_is_the_run_left_alone(tmp_path):
+    """With dropout and shots, bit for bit, from the middle of an epoch; of three summands the order matters, too."""
+    flags = ["--model_name", "embedded", "--dataset_name", "embedded", *SIZES, "--shots", "1"]
+    three = ("--standalone", "--nproc_per_node=3")
+    finish(start(*flags, "--results_dir", tmp_path / "whole", launcher=three))
     change = "train.measure_gradients = stop_at(train.measure_gradients, 4)"
     script = script_that_differs(tmp_path, "any", change)
-    _, err = finish(start(*flags, "--results_dir", tmp_path / "cut", script=script), status=1)
-    assert err.count("to go on: torchrun --nproc_per_node=2 train.py --resume") == 1
+    _, err = finish(start(*flags, "--results_dir", tmp_path / "cut", script=script, launcher=three), status=1)
+    assert err.count("to go on: torchrun --nproc_per_node=3 train.py --resume") == 1
     run = only_run(tmp_path / "cut")
     assert [folder.name for folder in (run / "checkpoint").iterdir()] == ["step_00000003"]
-    finish(start("--resume", run))
+    finish(start("--resume", run, launcher=three))
     assert_same_run(only_run(tmp_path / "whole"), run)
 
 

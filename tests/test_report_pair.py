@@ -61,6 +61,12 @@ def test_the_command_makes_the_run_that_is_missing_and_says_no_more_than_needed(
     assert {word[2:] for word in words if word.startswith("--")} == changed | {"update_rule", "max_length"}
 
 
+def test_the_command_is_right_from_within_the_run_folder(finished_run, monkeypatch):
+    monkeypatch.chdir(finished_run)
+    words = shlex.split(pair.command_for_partner(run_folder.read(finished_run.relative_to(finished_run))))
+    assert words[words.index("--results_dir") + 1] == str(finished_run.parent)
+
+
 def test_odd_values_survive_the_shell(finished_run, tmp_path):
     run = run_folder.read(finished_run)
     run["settings"] |= {"attention_layers": "all", "attention_pattern": "a b|'c'$", "text_columns": ["one two"]}

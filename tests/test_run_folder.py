@@ -28,6 +28,11 @@ def test_the_most_recent_run_is_found_among_junk(tmp_path):
             '{"data": {}, "model": {"kind": "hub"}}',
             "environment.json does not say what model",
         ),
+        (
+            "environment.json",
+            '{"data": {"kind": "hub", "evaluation_examples": 9}, "model": {"kind": "local"}}',
+            "environment.json does not say what model",
+        ),
         ("metrics.csv", "a,b\n1,2\n", "metrics.csv cannot be read: its columns are not those of a run"),
         ("metrics.csv", "", "metrics.csv has not the evaluations of training_statistics.json"),
         ("metrics.csv", ",".join(run_folder.METRICS) + "\n" + "1," * 99 + "\n", "metrics.csv cannot be read"),

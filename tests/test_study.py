@@ -177,6 +177,17 @@ def test_one_failed_run_does_not_lose_the_others_and_is_tried_again(tiny_flags, 
     assert "4 runs, 2 of them finished before" in capsys.readouterr().out
 
 
+def test_a_bug_in_a_run_of_a_study_is_one_line_and_a_traceback_with_debug(tiny_flags, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train.model_utils, "attention_weights", lambda *_: {}["two\nlines"])
+    study = [*tiny_flags, "--update_rules", "classical,frozen"]
+    assert run_training(study) == 1
+    err = capsys.readouterr().err
+    assert err.count("classical, seed 42: error: KeyError: 'two\\nlines'; --debug shows where\n") == 1
+    assert "Traceback" not in err
+    assert run_training([*study, "--debug"]) == 1
+    assert capsys.readouterr().err.count("Traceback") == 2
+
+
 def test_one_run_is_singular(tiny_flags, monkeypatch, capsys):
     stop_at(monkeypatch, 2, FloatingPointError("the loss is not finite"))
     assert run_training([*tiny_flags, "--update_rule", "classical", "--shots", "1,2"]) == 1  # which it does not have
