@@ -69,7 +69,7 @@ SERIES = {  # label -> (settings, colour, marker, line style)
     "product": (PRODUCT, figures.COLOURS[1], "s", "-"),
     "product, optimal shots": (OPTIMAL, "#E69F00", "D", "--"),
     "graph, independent counts": (INDEPENDENT, figures.COLOURS[2], "^", ""),
-    "graph, one scale for the tensor": (TENSOR, figures.COLOURS[3], "v", ":"),
+    "graph, one scale for the tensor": (TENSOR, "#56B4E9", "v", ":"),
 }
 ARMS = list(dict.fromkeys(json.dumps(series | {"shots": shots}) for series, shots, _ in POINTS))
 QUESTION = {
@@ -153,7 +153,7 @@ def plot_frontier(ax, arms):
             if interval:
                 ax.axhspan(*interval, color=RULES[name].colour, alpha=0.1, lw=0)
     circuits = 0
-    for (label, (settings, colour, marker, line)), shift in zip(SERIES.items(), (1, 1.04, 1, 0.93, 0.96), strict=True):
+    for (label, (settings, colour, marker, line)), shift in zip(SERIES.items(), (1, 1.11, 1.23, 0.81, 0.9), strict=True):
         found, sizes = [], []
         for arm in (arm for arm in arms.values() if matches(arm, settings)):
             run = next(iter(arm.values()))
