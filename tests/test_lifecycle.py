@@ -72,8 +72,9 @@ def test_a_run_folder_that_is_gone_is_told_once(tmp_path, capsys):
     assert capsys.readouterr().err == "error: the run folder is gone\n"
 
 
-def test_several_processes_are_advised_to_start_as_many(tmp_path, monkeypatch):
-    monkeypatch.setattr(lifecycle, "world_size", lambda: 3)
+def test_several_processes_are_advised_to_start_as_many_on_each_machine(tmp_path, monkeypatch):
+    monkeypatch.setattr(lifecycle, "world_size", lambda: 6)  # on two machines
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert lifecycle.advice_to_resume(tmp_path) == ""  # no checkpoint, no advice
     run = tmp_path / "a run"
     (run / "checkpoint" / "step_00000004").mkdir(parents=True)
