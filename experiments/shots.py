@@ -152,8 +152,8 @@ def plot_frontier(ax, arms):
             ax.axhline(mean, color=RULES[name].colour, ls=style, lw=1.2, label=with_n(name, len(arm)))
             if interval:
                 ax.axhspan(*interval, color=RULES[name].colour, alpha=0.1, lw=0)
-    circuits = 0
-    for (label, (settings, colour, marker, line)), shift in zip(SERIES.items(), (1, 1.11, 1.23, 0.81, 0.9), strict=True):
+    circuits, shifts = 0, (1, 1.11, 1.23, 0.81, 0.9)  # so that bars do not cover each other
+    for (label, (settings, colour, marker, line)), shift in zip(SERIES.items(), shifts, strict=True):
         found, sizes = [], []
         for arm in (arm for arm in arms.values() if matches(arm, settings)):
             run = next(iter(arm.values()))
