@@ -395,8 +395,7 @@ def _ignores_dataset_config(settings, given):
 
 
 def check_together(settings, given):
-    """Refuse settings that contradict each other. given: names of those that are flags; None for a resumed run, whose
-    other settings are its own."""
+    """Refuse settings that contradict each other. given: names of those that are flags."""
     task, rule, backend = settings.dataset_config, RULES[settings.update_rule], settings.backend
     if settings.attention_pattern and settings.attention_layers != "all":
         raise ValueError(
@@ -417,7 +416,7 @@ def check_together(settings, given):
             f"SHOTS = {settings.shots!r} with SHOT_ALLOCATION = 'equal': must be a whole number from 1; only with "
             "'optimal' it is a mean"
         )
-    if backend == "aer" and given is not None:
+    if backend == "aer":
         for name in sorted(_DEVICE_SETTINGS & set(given) | ({"dry_run"} if settings.dry_run == "yes" else set())):
             value = getattr(settings, name)
             raise ValueError(f"{name.upper()} = {value!r} with BACKEND = 'aer': must be left out, it is for devices")

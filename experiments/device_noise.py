@@ -34,12 +34,12 @@ import devices
 import quantum_circuits
 import train
 from aer_engine import AerBackend
-from harness import command_line
+from harness import command_line, run_folder
 from harness.files import write_json
 
 DEVICE, FITTED_GROUPS, FITTED_SHOTS = "fake:FakeFez", 300, 4000
 FIT = "FITTED_DEVICE"  # environment variable with the path of fit.json: then this script is train.py with that engine
-SEEDS, MARGIN, EXAMPLES = range(6), 0.02, 846  # of evaluation, see word_order.py
+SEEDS, MARGIN = range(6), 0.02
 # Optimizer on the measured gradient and shots, the primary comparison first.
 ARMS = [("adamw", 1000), ("adamw", 1), ("sgd", 1000), ("sgd", 1)]
 
@@ -108,7 +108,9 @@ def main():
     lanes.run_all(runs, work / "fitted", given.lanes, reference / "fitted", names, program=Path(__file__))
     found = [lanes.final_accuracies(reference / kind) for kind in ("fitted", "ideal")]
     identities = [lanes.identity_of(run, names) for run in runs]
-    write_json(reference / "against_ideal.json", compare([[of[key] for key in identities] for of in found]))
+    first = run_folder.read(next((reference / "ideal").glob("run_*")))
+    examples = first["environment"]["data"]["evaluation_examples"]
+    write_json(reference / "against_ideal.json", compare([[of[key] for key in identities] for of in found], examples))
 
 
 def runs_of(rates):
@@ -117,17 +119,17 @@ def runs_of(rates):
     return [arm | {"seed": seed} for seed in SEEDS for arm in arms]
 
 
-def compare(accuracies):
+def compare(accuracies, examples):
     """Final accuracies with the device's response minus without, a row for each of ARMS, as lanes.paired_row has it.
 
-    accuracies: two lists, fitted and ideal, in the order of runs_of. p_holm: of the secondary comparisons, all rows but
-    the first.
+    accuracies: two lists, fitted and ideal, in the order of runs_of. examples: number of those evaluated. p_holm: of
+    the secondary comparisons, all rows but the first.
     """
     rows = []
     for place, (optimizer, shots) in enumerate(ARMS):
         pairs = zip(*(found[place :: len(ARMS)] for found in accuracies), strict=True)
         differences = [fitted - ideal for fitted, ideal in pairs]
-        rows.append({"optimizer": optimizer, "shots": shots} | lanes.paired_row(differences, MARGIN, EXAMPLES))
+        rows.append({"optimizer": optimizer, "shots": shots} | lanes.paired_row(differences, MARGIN, examples))
     lanes.correct_secondary(rows)
     return rows
 

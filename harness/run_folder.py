@@ -147,9 +147,11 @@ def read(folder):
             lacking = sorted(needed[name] - set(run[key] if isinstance(run[key], dict) else ()))
             raise ValueError(f"{name}.json lacks {', '.join(lacking)}: of an older layout, or not of a run that began")
     model, data = run["environment"]["model"], run["environment"]["data"]
-    if not isinstance(model, dict) or not isinstance(data, dict) or "evaluation_examples" not in data:
-        raise ValueError("environment.json does not say what model and data were used")
-    if any("kind" not in source or (source["kind"] == "local" and "path" not in source) for source in (model, data)):
+
+    def is_told(source):
+        return isinstance(source, dict) and "kind" in source and (source["kind"] != "local" or "path" in source)
+
+    if not (is_told(model) and is_told(data) and "evaluation_examples" in data):
         raise ValueError("environment.json does not say what model and data were used")
     run["settings"] = LATER_SETTINGS | run["settings"]
     if str(rule := run["settings"]["update_rule"]) not in RULES:

@@ -246,7 +246,7 @@ def test_the_device_is_compared_with_the_same_rule_without_noise():
     assert [run["seed"] for run in runs[::size]] == list(device_noise.SEEDS) and len(runs) == 6 * size
     ideal = [0.6 + 0.01 * (place // size) for place in range(len(runs))]
     fitted = [value - 0.1 * (place % size) - 0.001 * (place // size) for place, value in enumerate(ideal)]
-    primary, *rows = device_noise.compare([fitted, ideal])
+    primary, *rows = device_noise.compare([fitted, ideal], 846)
     assert primary["differences"] == pytest.approx([-0.001 * seed for seed in range(6)]) and "p_holm" not in primary
     assert [row["mean"] for row in rows] == pytest.approx([-0.1025, -0.2025, -0.3025])
     assert [(row["optimizer"], row["shots"]) for row in rows] == device_noise.ARMS[1:]
