@@ -87,6 +87,7 @@ def add_legend(figure, ax, columns, note=None):
         loc="outside lower center",
         ncols=columns,
         frameon=False,
+        handlelength=4,  # a marker hides the middle of a line: its style shows beside it
         fontsize=8,
         title=note,
         title_fontsize=8,
