@@ -250,7 +250,7 @@ def settings_that_affect_result(settings):
     rule = RULES[settings["update_rule"]]
     ignored = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
     ignored |= {"max_qpu_seconds", "dry_run", "checkpoint_every", "eval_every"}
-    if rule.stepped_by != "quantum":
+    if rule.stepped_by != "quantum_optimizer":
         ignored |= {"quantum_optimizer", "quantum_learning_rate", "quantum_schedule"}
     elif settings["quantum_optimizer"] == "adamw":
         ignored |= {"quantum_learning_rate", "quantum_schedule"}

@@ -97,7 +97,7 @@ def literal(angles, entangling_angle):
 
 
 # Name -> (function, encoding range r: the largest |sin(theta)| used). To add a circuit, add its function and a row.
-# An encoding needs an axis that the rotation moves: RY changes <Z> of |+>; RX and RZ do not, nor does RY that of |0>.
+# At theta = 0 the rotation must change <Z> to first order: RY on |+> does; RX or RZ on |+> and RY on |0> do not.
 CIRCUITS = {"graph": (graph, 1.0), "product": (product, 1.0), "chain": (chain, 0.4), "literal": (literal, 1.0)}
 
 
@@ -268,7 +268,7 @@ def num_groups(numel, num_qubits):
     return -(-numel // num_qubits)
 
 
-# --- The update rule --------------------------------------------------------------------------------------------------
+# --- Measuring a gradient ---------------------------------------------------------------------------------------------
 
 
 class Usage(NamedTuple):
@@ -317,9 +317,9 @@ def largest_groups(gradients, num_qubits, most):
 
 
 def sampled_groups(gradients, num_qubits, most, seed):
-    """(groups, weights): `most` groups among several gradients, drawn with chances p in proportion to max |g|.
+    """(groups, factors): `most` groups among several gradients, drawn with chances p in proportion to max |g|.
 
-    groups: for each gradient an int64 tensor, ascending.  weights: 1 / p for each of them, float64 tensors; estimates
+    groups: for each gradient an int64 tensor, ascending.  factors: 1 / p for each of them, float64 tensors; estimates
     times these have the gradient as their mean.  seed: (run seed, step), ints.
     """
     groups = [as_groups(gradient.detach().double().cpu(), num_qubits) for gradient in gradients]
@@ -329,8 +329,8 @@ def sampled_groups(gradients, num_qubits, most, seed):
     drawn = draw_whole(chances, np.random.default_rng(np.random.SeedSequence((*seed, 0, 0, 0, 1))))
     chosen = torch.from_numpy(drawn).nonzero()[:, 0]
     groups = by_tensor(chosen, scales)
-    weights = (1 / torch.from_numpy(chances)[chosen]).split([len(rows) for rows in groups])
-    return groups, list(weights)
+    factors = (1 / torch.from_numpy(chances)[chosen]).split([len(rows) for rows in groups])
+    return groups, list(factors)
 
 
 def by_tensor(places, parts):
@@ -355,7 +355,7 @@ def quantum_parameter_update(
     normalization="group",
     allocation="equal",
     groups=None,
-    weights=None,
+    factors=None,
     share=(0, 1),
     transform=None,
 ):
@@ -369,7 +369,7 @@ def quantum_parameter_update(
     normalization: "group" or "tensor", the max |g| that scales the encoding.
     allocation: "equal", or "optimal": the same total, spent where it takes most noise away (shot_allocation.py).
     groups: the groups to measure, int64 tensor, each once; the others count as 0. None is all of them.
-    weights: factors of the updates of `groups`, float64 tensor, such as 1 / chance of being chosen. None is 1.
+    factors: of the updates of `groups`, float64 tensor, such as 1 / chance of being chosen. None is 1.
     share: (which, of), ints: measure only this part of them, so that the updates of all shares add up to the whole one.
     transform: function that makes something else of the measured gradient, see update_rules.Rule.
 
@@ -400,8 +400,8 @@ def quantum_parameter_update(
         values = np.asfortranarray(chosen.double().numpy())
         spent = allocate(values, scale_of(values, scale), ansatz.inverse, shots, seed)
         places, shots_of_groups, noise = torch.from_numpy(spent.groups), spent.shots, spent[-2:]
-        factors = torch.from_numpy(spent.weights)
-        weights = factors if weights is None else factors * weights[places]
+        spread = torch.from_numpy(spent.factors)
+        factors = spread if factors is None else spread * factors[places]
         groups = places if groups is None else groups[places]
         chosen = chosen[places]
     measured = torch.zeros_like(chosen)
@@ -414,8 +414,8 @@ def quantum_parameter_update(
         x, scales = encode(np.asfortranarray(chosen[rows].double().numpy()), scale)
         taken = shots if shots_of_groups is None else shots_of_groups[rows]
         means, *used = backend.measure(x, taken, seed, first)
-        if weights is not None:
-            scales = scales * weights[rows, None].numpy()
+        if factors is not None:
+            scales = scales * factors[rows, None].numpy()
         decoded = decode(means, scales, ansatz.inverse)
         if transform is not None:
             decoded = transform(decoded, scales)

@@ -15,14 +15,14 @@ import numpy as np
 class Allocation(NamedTuple):
     """The groups that get shots, of those offered, in order of their number of shots.
 
-    groups: their places, int64 (chosen,).  shots: int64 (chosen,), from 1.  weights: float64 (chosen,), the factor of
-    each estimate that keeps its mean, 1 / chance of being chosen.  equal_noise, optimal_noise: variance, summed over
+    groups: their places, int64 (chosen,).  shots: int64 (chosen,), from 1.  factors: float64 (chosen,), of each
+    estimate, 1 / chance of being chosen, which keeps its mean.  equal_noise, optimal_noise: variance, summed over
     the groups, that one shot for each would leave, spread equally and best; in the units of the gradient squared.
     """
 
     groups: np.ndarray
     shots: np.ndarray
-    weights: np.ndarray
+    factors: np.ndarray
     equal_noise: float
     optimal_noise: float
 
@@ -39,11 +39,11 @@ def allocate(values, scale, inverse, shots, seed):
     drawn = draw_whole(expected, np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,))))
     chosen = np.flatnonzero(drawn)
     chosen = chosen[np.argsort(drawn[chosen].clip(max=2**16 - 1).astype(np.uint16), kind="stable")]  # 16 bits: faster
-    weights = 1 / np.minimum(expected[chosen], 1)
+    factors = 1 / np.minimum(expected[chosen], 1)
     largest = float(scale.max(initial=0))  # noises of several weights are added up: in their own units
     unit = largest * largest
     equal, optimal = unit * variance.sum(), unit * np.sqrt(variance).sum() ** 2 / max(len(variance), 1)
-    return Allocation(chosen, drawn[chosen], weights, float(equal), float(optimal))
+    return Allocation(chosen, drawn[chosen], factors, float(equal), float(optimal))
 
 
 def one_shot_moments(values, scale, inverse):

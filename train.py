@@ -183,7 +183,7 @@ def train(job, run, checkpoint=None):
                 rate = quantum_learning_rate(settings, done=(step - 1) / total_steps)
                 updates, usage = measure_gradients(gradients, job.backend, settings, step, rate)
 
-            # Step every weight once: the selected ones by what was measured, all others by AdamW. Record it.
+            # Step every weight once: the selected ones by what the rule gives, all others by AdamW. Record it.
             with interrupts.uninterrupted():
                 with timer("other"):
                     row = {"step": step, "epoch": epoch, "loss": loss, "accuracy": accuracy}
@@ -295,11 +295,11 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
     rule = RULES[settings.update_rule]
     if not rule.measures:
         updates = {name: learning_rate * gradient for name, gradient in gradients.items()}
-        return updates if rule.stepped_by == "quantum" else {}, {"coverage": None, "circuits": 0, "shots": 0}
+        return updates if rule.stepped_by == "quantum_optimizer" else {}, {"coverage": None, "circuits": 0, "shots": 0}
     chosen, factors = {}, {}
     if isinstance(backend, devices.DeviceBackend):
-        groups, weights = groups_for_device(gradients, settings, step)
-        chosen, factors = (dict(zip(gradients, parts, strict=True)) for parts in (groups, weights))
+        parts = groups_for_device(gradients, settings, step)
+        chosen, factors = (dict(zip(gradients, part, strict=True)) for part in parts)
     rank, world_size = process_group.rank(), process_group.world_size()
     updates, used = {}, {}
     with process_group.raised_on_every_rank():
@@ -314,7 +314,7 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
                     normalization=settings.normalization,
                     allocation=settings.shot_allocation,
                     groups=chosen.get(name),
-                    weights=factors.get(name),
+                    factors=factors.get(name),
                     share=((rank + index) % world_size, world_size),
                     transform=rule.transform,
                 )
@@ -322,6 +322,7 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
                 raise command_line.Stopped(error) from None
     for update in updates.values():
         process_group.all_reduce_tensor(update)
+    # The fields of Usage, added up over weight matrices and processes, but for the seconds.
     entries, circuits, shots, _, equal, optimal = all_reduce(*map(sum, zip(*used.values(), strict=True)))
     return updates, {
         "coverage": entries / sum(gradient.numel() for gradient in gradients.values()),
@@ -333,7 +334,7 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
 
 
 def groups_for_device(gradients, settings, step):
-    """(groups, weights): those that a device measures in this step, for each gradient, and factors of their updates."""
+    """(groups, factors): those that a device measures in this step, for each gradient, and factors of their updates."""
     selected, num_qubits, most = gradients.values(), settings.num_qubits, settings.device_groups
     if settings.device_selection == "sampled":
         return quantum_circuits.sampled_groups(selected, num_qubits, most, (settings.seed, step))
@@ -346,10 +347,10 @@ def step_weights(weights, updates, optimizer, quantum_optimizer):
     if updates and quantum_optimizer == "sgd":
         for name, weight in weights.items():
             weight -= updates[name]
-        optimizer.step()
+        optimizer.step()  # holds all other weights
         return updates
     before = {name: weight.clone() for name, weight in weights.items()}
-    for name, measured in updates.items():
+    for name, measured in updates.items():  # none with `classical` and `frozen`: AdamW, or nothing, steps the weights
         weights[name].grad = measured
     optimizer.step()
     return {name: before[name] - weight for name, weight in weights.items()}
@@ -429,7 +430,7 @@ def make_backend(settings):
 def make_optimizer(model, weights, settings):
     """AdamW over all weights but the selected ones where the rule steps them itself, or nothing does."""
     stepped_by = RULES[settings.update_rule].stepped_by
-    aside = stepped_by == "nothing" or (stepped_by == "quantum" and settings.quantum_optimizer == "sgd")
+    aside = stepped_by == "nothing" or (stepped_by == "quantum_optimizer" and settings.quantum_optimizer == "sgd")
     excluded = {id(weight) for weight in weights.values()} if aside else set()
     rest = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in excluded]
     return torch.optim.AdamW(rest, lr=settings.learning_rate, weight_decay=settings.weight_decay)

@@ -56,7 +56,7 @@ class Rule(NamedTuple):
     """What a rule is.
 
     draw: function (probabilities, eigenvalues, shots, generator) -> means, see joint_shots; None: no circuits run.
-    stepped_by: what steps the selected weights: "quantum" (QUANTUM_OPTIMIZER), "adamw" or "nothing".
+    stepped_by: what steps the selected weights: "quantum_optimizer" (QUANTUM_OPTIMIZER), "adamw", "nothing".
     colour: in every figure. isolates: what comparing `quantum` with this rule isolates.
     transform: function (measured, scale) -> what takes the measured gradient's place, float64 (groups, n); None: the
     measured gradient does. measured: s R^-1 e, float64 (groups, n). scale: s, float64 (groups, 1). Where chance decides
@@ -82,10 +82,10 @@ class Rule(NamedTuple):
 
 # Okabe & Ito's colour-blind safe colours; what is classical is black everywhere.
 RULES = {
-    "quantum": Rule(joint_shots, "quantum", "#0072B2", ""),
-    "independent": Rule(independent_shots, "quantum", "#D55E00", "the correlations that entanglement makes"),
-    "exact": Rule(exact_means, "quantum", "#009E73", "the shot noise"),
-    "gradient": Rule(None, "quantum", "#E69F00", "the circuits"),
+    "quantum": Rule(joint_shots, "quantum_optimizer", "#0072B2", ""),
+    "independent": Rule(independent_shots, "quantum_optimizer", "#D55E00", "the correlations that entanglement makes"),
+    "exact": Rule(exact_means, "quantum_optimizer", "#009E73", "the shot noise"),
+    "gradient": Rule(None, "quantum_optimizer", "#E69F00", "the circuits"),
     "classical": Rule(None, "adamw", "#000000", "circuits and optimizer together"),
     "frozen": Rule(None, "nothing", "#CC79A7", "whether those weights matter"),
 }

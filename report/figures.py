@@ -42,7 +42,7 @@ def caption(run):
     if rule.draws_shots:
         spent = " on average, optimally allocated" if settings["shot_allocation"] == "optimal" else ""
         details.append(f"{settings['shots']} shots{spent}")
-    if rule.stepped_by == "quantum":
+    if rule.stepped_by == "quantum_optimizer":
         details.append(in_words("quantum_optimizer", settings["quantum_optimizer"]))
     return f"{task(run)}, {settings['update_rule']}" + (f" ({', '.join(details)})" if details else "")
 

@@ -235,7 +235,7 @@ def test_sampled_groups_are_unbiased_and_the_largest_are_not():
         assert sum(map(len, groups)) == 6
         measured = [
             qc.quantum_parameter_update(
-                gradient, backend, learning_rate=1.0, shots=1, seed=(0, step, 0), groups=rows, weights=factors
+                gradient, backend, learning_rate=1.0, shots=1, seed=(0, step, 0), groups=rows, factors=factors
             )[0]
             for gradient, rows, factors in zip(gradients.values(), groups, weights, strict=True)
         ]

@@ -133,16 +133,16 @@ def test_the_gain_of_several_weights_is_that_of_their_noise_together():
     assert usage["allocation_gain"] == pytest.approx(noise("equal") / noise("optimal"), rel=0.1)
 
 
-def test_a_part_of_the_groups_and_weights_of_theirs():
+def test_a_part_of_the_groups_and_factors_of_theirs():
     """Of some groups, in any order, each with a factor of its own: the mean is the factor times the gradient."""
     gradient, groups = uneven_gradient(24), torch.tensor([20, 3, 23, 7])
-    weights = torch.tensor([1.0, 2.0, 3.0, 0.5], dtype=torch.float64)
+    factors = torch.tensor([1.0, 2.0, 3.0, 0.5], dtype=torch.float64)
     backend = AerBackend(qc.build_ansatz("graph", 3, PHI))
     expected = torch.zeros(72, dtype=torch.float64).view(24, 3)
-    expected[groups] = qc.as_groups(gradient, 3)[groups] * weights[:, None]
+    expected[groups] = qc.as_groups(gradient, 3)[groups] * factors[:, None]
     expected = expected.reshape(-1)[:71].numpy()
     for shots, allocation in ((1, "equal"), (0.8, "optimal"), (4, "optimal")):
-        updates = updates_of(gradient, backend, shots, 2000, allocation=allocation, groups=groups, weights=weights)
+        updates = updates_of(gradient, backend, shots, 2000, allocation=allocation, groups=groups, factors=factors)
         error = updates.std(axis=0) / math.sqrt(2000)
         assert np.all(np.abs(updates.mean(axis=0) - expected) <= 5 * error + 1e-12), shots
 

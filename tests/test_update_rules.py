@@ -117,7 +117,7 @@ def sign(measured, scale):
 
 def add_sign(monkeypatch):
     """What a user adds: one row (config has read the table when it was imported) and one function."""
-    row = update_rules.Rule(update_rules.joint_shots, "quantum", "#56B4E9", "the sizes within a group", sign)
+    row = update_rules.Rule(update_rules.joint_shots, "quantum_optimizer", "#56B4E9", "the sizes within a group", sign)
     monkeypatch.setitem(update_rules.RULES, "sign", row)
     monkeypatch.setitem(config._LIMITS, "UPDATE_RULE", ("one of", *update_rules.RULES))
 
