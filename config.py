@@ -47,7 +47,7 @@ WEIGHT_DECAY = 0.01  # AdamW weight decay; 0 = off
 SEED = 42  # draws splits, head, data order, dropout and shots; another seed, another run
 UPDATE_RULES = []  # a study: these rules, each with every seed; [] = UPDATE_RULE alone
 SEEDS = []  # a study: these seeds, on the command line also as 0-9; [] = SEED alone
-EVAL_EVERY = 0  # steps between evaluations, the last step included; 0 = at the end of each epoch
+EVAL_EVERY = 0  # steps between evaluations, also before the first and after the last; 0 = at the end of each epoch
 CHECKPOINT_EVERY = 100  # steps between checkpoints, beside those at the end of each epoch; 0 = only those
 DEVICE = "auto"  # where the model runs: "auto" (CUDA when present), "cpu" or "cuda"
 AUTOCAST = "off"  # precision of the model's matrix products: "off" (float32) or "bf16"; weights stay float32
@@ -62,7 +62,7 @@ NUM_QUBITS = 5  # qubits per circuit = weights per circuit
 SHOTS = 1000  # measurements per circuit; more shots, less noise; a mean, maybe below 1, if SHOT_ALLOCATION = "optimal"
 SHOT_ALLOCATION = "equal"  # "equal": SHOTS for every circuit; "optimal": the same total, more where more noise is
 ENTANGLING_ANGLE = math.pi / 4  # angle of the ring of RZZ gates in "graph", radians; 0 = no entanglement
-NORMALIZATION = "group"  # scale of the encoding, max |gradient| of: "group" (one circuit) or "tensor" (one weight)
+NORMALIZATION = "group"  # scale of the encoding, max |gradient| of: "group" (one circuit) or "tensor" (weight matrix)
 BACKEND = "aer"  # "aer" (simulator), "ibm" (least busy), "ibm:NAME", "fake:NAME" (simulated with noise), "generic:N"
 AER_DEVICE = "CPU"  # where Aer simulates: "CPU", or "GPU" with qiskit-aer-gpu installed in place of qiskit-aer
 
