@@ -120,9 +120,9 @@ _LIMITS = {
     "SHOT_ALLOCATION": ("one of", "equal", "optimal"),
     "ENTANGLING_ANGLE": ("a number", 0, math.nextafter(math.pi / 2, 0)),
     "NORMALIZATION": ("one of", "group", "tensor"),
-    "BACKEND": ("one of aer, ibm, ibm:NAME, fake:NAME and generic:N, N from 1 to 99",),
+    "BACKEND": ("one of aer, ibm, ibm:NAME, fake:NAME and generic:N, N from 2 to 99",),
     "AER_DEVICE": ("one of", "CPU", "GPU"),
-    "DEVICE_GROUPS": ("a whole number", 1, 10**6),
+    "DEVICE_GROUPS": ("a whole number", 1, 10**7),
     "DEVICE_SELECTION": ("one of", "largest", "sampled"),
     "DEVICE_NOISE": ("one of", "on", "off"),
     "MITIGATION": ("one of", "none", "readout"),
@@ -370,7 +370,7 @@ def _checked(name, value):
         valid = isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)  # what no file could hold
         valid = valid and bool(value.strip() or "empty" in kind)
     if valid and name == "BACKEND":
-        valid = re.fullmatch(r"aer|ibm(:[\w.-]+)?|fake:\w+|generic:[1-9]\d?", value) is not None
+        valid = re.fullmatch(r"aer|ibm(:[\w.-]+)?|fake:\w+|generic:([2-9]|[1-9]\d)", value) is not None
     if valid and "regular expression" in kind:
         try:
             re.compile(value)

@@ -21,11 +21,11 @@ import numpy as np
 from qiskit import ClassicalRegister, QuantumCircuit
 from qiskit.circuit import ParameterVector
 from qiskit.providers.fake_provider import GenericBackendV2
-from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
+from qiskit.transpiler import CouplingMap, TranspilerError, generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 
 TRANSPILER_SEED = 0
-# Qubits that a simulated device may use at once: with noise the cost doubles with each.
+# Qubits that a simulated device may use at once, but for a single group: with noise the cost doubles with each.
 SIMULATED_QUBITS = 8
 # Partial lines kept while searching: enough that a larger number finds the same lines on a 127-qubit lattice.
 BEAM = 64
@@ -37,7 +37,7 @@ JOB_ATTEMPTS, NETWORK_ATTEMPTS = 3, 30
 CALIBRATION_SHOTS = 10
 # The most shots of all circuits together that a job may have.
 EXECUTIONS_PER_JOB = 10**7
-# For the estimate, seconds: what a job takes besides its shots, and a shot where the device does not say.
+# For the estimate, seconds: what a job takes besides its shots, and a shot at least.
 JOB_SECONDS, SHOT_SECONDS = 3.0, 300e-6
 
 
@@ -173,7 +173,8 @@ def gate_faults(target, gate):
 def place(ansatz, device, lines):
     """(ISA circuit, angles): a copy of the ansatz on every line, measured; angles is a ParameterVector, copy by copy.
 
-    Classical bit j * n + k reads weight k of copy j, wherever routing has put its qubit.
+    Classical bit j * n + k reads weight k of copy j, wherever routing has put its qubit. Raises ValueError where the
+    device cannot run the circuit.
     """
     n = ansatz.circuit.num_qubits
     one = ansatz.circuit.copy()
@@ -193,26 +194,33 @@ def place(ansatz, device, lines):
         bits = range(copy * n, (copy + 1) * n)
         bound = on_a_line.assign_parameters({ansatz.angles: [angles[bit] for bit in bits]})
         packed.compose(bound, qubits=line, clbits=bits, inplace=True)
-    translated = generate_preset_pass_manager(
+    try:
+        return translate(packed, device.target), angles
+    except TranspilerError as error:
+        raise ValueError(f"BACKEND {device.name} cannot run the circuit: {without_secrets(error)}") from None
+
+
+def translate(circuits, target):
+    """Circuits on the device's qubits, one or a list, with the gates of its target."""
+    return generate_preset_pass_manager(
         optimization_level=1,
-        target=device.target,
-        initial_layout=list(range(device.num_qubits)),
+        target=target,
+        initial_layout=list(range(target.num_qubits)),
         routing_method="none",  # every gate is on a coupler already: one that is not is an error, not a detour
         seed_transpiler=TRANSPILER_SEED,
-    ).run(packed)
-    return translated, angles
+    ).run(circuits)
 
 
-def readout_circuits(isa):
+def readout_circuits(isa, target):
     """Two circuits that prepare all zeros and all ones on the qubits that isa measures, read into the same bits."""
     measures = [instruction for instruction in isa.data if instruction.operation.name == "measure"]
-    zeros, ones = isa.copy_empty_like(), isa.copy_empty_like()
+    zeros, ones = (QuantumCircuit(*isa.qregs, *isa.cregs) for _ in range(2))
     ones.x([instruction.qubits[0] for instruction in measures])
     for circuit in (zeros, ones):
         circuit.barrier()
         for instruction in measures:
             circuit.append(instruction)
-    return [zeros, ones]
+    return translate([zeros, ones], target)
 
 
 # --- The engine -------------------------------------------------------------------------------------------------------
@@ -265,7 +273,8 @@ class DeviceBackend:
             )
         self.circuit, self.angles = place(ansatz, device, self.lines)
         self.assignment = None
-        self.shot_seconds = getattr(device, "default_rep_delay", None) or SHOT_SECONDS  # of QPU time, an estimate
+        # Of QPU time, an estimate: the device's delay between shots leaves out the circuit and its readout.
+        self.shot_seconds = max(getattr(device, "default_rep_delay", None) or 0, SHOT_SECONDS)
 
     def measure(self, x, shots, seed, first=0):
         """(means, circuits, shots): e = (ones - zeros) / shots, float64 (groups, n), by one job, and what was run.
@@ -276,7 +285,7 @@ class DeviceBackend:
         """
         calibrations = 0
         if self.mitigation == "readout" and self.assignment is None:
-            pubs = [(circuit,) for circuit in readout_circuits(self.circuit)]
+            pubs = [(circuit,) for circuit in readout_circuits(self.circuit, self.device.target)]
             content = hashlib.sha256(f"readout {self.name} {self.lines}".encode()).hexdigest()
             zeros, ones = self.run(pubs, len(pubs), CALIBRATION_SHOTS * shots, (seed[0], 0, 0), content)
             self.assignment = zeros[0], 1 - ones[0]  # chances to read 1 for 0, and 0 for 1
@@ -300,8 +309,9 @@ class DeviceBackend:
         rows: circuits of all PUBs together, bound.
         """
         key = {"step": seed[1], "tensor": seed[2], "angles_sha256": content, "shots": shots}
+        expected = self.expected_seconds(rows * shots)
         for attempt in range(JOB_ATTEMPTS):
-            job = self.fetch(key) or self.submit(pubs, rows, shots, seed, key, attempt)
+            job = self.fetch(key, expected) or self.submit(pubs, expected, shots, seed, key, attempt)
             try:
                 result = self.reach(job.result, job)
             except JobFailed as error:
@@ -316,8 +326,11 @@ class DeviceBackend:
             bits = [item.data.meas.to_bool_array(order="little") for item in result]
             return [array.mean(axis=-2).reshape(-1, array.shape[-1]) for array in bits]
 
-    def fetch(self, key):
-        """The job that the journal, or the service by its tags, already has for this work; None where there is none."""
+    def fetch(self, key, expected):
+        """The job that the journal, or the service by its tags, already has for this work; None where there is none.
+
+        expected: seconds of QPU time.
+        """
         if self.service is None:
             return None
         job_id = self.journal.known.get(tag_of(key))
@@ -329,7 +342,7 @@ class DeviceBackend:
         found = self.reach(lambda: self.service.jobs(limit=1, job_tags=[*self.tags, tag_of(key)])) if self.tags else []
         found = [job for job in found if job.job_id() not in self.journal.failed]
         for job in found:  # submitted just before the run was killed
-            self.journal.add({"job": job.job_id(), "status": "submitted", **key})
+            self.journal.add({"job": job.job_id(), "status": "submitted", "expected": expected, **key})
         return found[0] if found else None
 
     def find(self, job_id):
@@ -341,11 +354,10 @@ class DeviceBackend:
         except RuntimeJobNotFound:
             return None
 
-    def submit(self, pubs, rows, shots, seed, key, attempt):
-        """Submit a job and write it down before anything waits for it."""
+    def submit(self, pubs, expected, shots, seed, key, attempt):
+        """Submit a job, expected to take so many seconds, and write it down before anything waits for it."""
         from qiskit_ibm_runtime.executor_sampler import Sampler
 
-        expected = self.expected_seconds(rows * shots)
         used = self.journal.seconds
         if used + expected > self.max_seconds:
             raise QuotaReached(
@@ -368,7 +380,7 @@ class DeviceBackend:
 
             def once():
                 """Submit; after a lost reply look first whether the job has arrived all the same."""
-                found = self.fetch(key) if tried else None
+                found = self.fetch(key, expected) if tried else None
                 tried.append(True)
                 return found or sampler.run(pubs, shots=shots)
 
@@ -414,21 +426,24 @@ class DeviceBackend:
         """Seconds of QPU time that jobs of so many shots, all circuits together, are expected to take."""
         return jobs * JOB_SECONDS + shots * self.shot_seconds if self.service else 0.0
 
-    def plan(self, weights, groups, steps, shots):
-        """What a training takes at most: jobs, circuits, shots, seconds. weights: tensors measured in every step.
+    def plan(self, sizes, groups, steps, shots):
+        """What a training takes at most: jobs, circuits, shots, seconds.
 
-        Raises ValueError where one job would have more shots than EXECUTIONS_PER_JOB.
+        sizes: groups of each selected weight matrix, a list of int. groups: that a step measures of all of them.
+        Raises ValueError where one job, of the groups of one matrix, would have more shots than EXECUTIONS_PER_JOB.
         """
+        groups, lines = min(groups, sum(sizes)), len(self.lines)
         largest = shots * (2 * CALIBRATION_SHOTS if self.mitigation == "readout" else 1)
-        most = EXECUTIONS_PER_JOB // shots * len(self.lines)
-        if largest > EXECUTIONS_PER_JOB or groups > most:
+        most = EXECUTIONS_PER_JOB // shots * lines
+        if largest > EXECUTIONS_PER_JOB or min(groups, max(sizes)) > most:
             raise ValueError(
                 f"DEVICE_GROUPS = {groups} with SHOTS = {shots}: a job has {EXECUTIONS_PER_JOB:,} shots at most, "
                 f"on {self.name} these are {most:,} groups" + " without MITIGATION" * (largest > EXECUTIONS_PER_JOB)
             )
-        weights = min(weights, groups)
-        rows = -(-groups // len(self.lines)) + weights - 1  # a tensor's last row may be half empty
-        jobs, circuits, total = steps * weights, steps * rows, steps * rows * shots
+        matrices = min(len(sizes), groups)
+        # The last circuit of each matrix may have empty lines.
+        rows = min(-(-groups // lines) + matrices - 1, sum(-(-size // lines) for size in sizes))
+        jobs, circuits, total = steps * matrices, steps * rows, steps * rows * shots
         if self.mitigation == "readout":
             jobs, circuits, total = jobs + 1, circuits + 2, total + 2 * CALIBRATION_SHOTS * shots
         return {"jobs": jobs, "circuits": circuits, "shots": total, "seconds": self.expected_seconds(total, jobs)}

@@ -40,9 +40,11 @@ def announce_plan(settings, backend, numels, steps):
 
     numels: entries of each selected weight. ValueError where the run takes more than MAX_QPU_SECONDS.
     """
-    plan = backend.plan(len(numels), settings.device_groups, steps, settings.shots)
-    side = f"{len(backend.lines)} groups side by side on qubits {'; '.join(map(str, backend.lines[:3]))}"
-    print(f"device:  {backend.name}, {side}{', ...' if len(backend.lines) > 3 else ''}")
+    sizes = [num_groups(numel, settings.num_qubits) for numel in numels]
+    plan = backend.plan(sizes, settings.device_groups, steps, settings.shots)
+    lines = len(backend.lines)
+    side = f"{lines} group{'s' * (lines > 1)} at once on qubits {'; '.join(map(str, backend.lines[:3]))}"
+    print(f"device:  {backend.name}, {side}{'; ...' if lines > 3 else ''}")
     print(
         f"plan:    at most {plan['jobs']:,} jobs, {plan['circuits']:,} circuits, {plan['shots']:,} shots, "
         f"about {plan['seconds']:,.0f} s of QPU time",

@@ -231,13 +231,13 @@ def test_sampled_groups_are_unbiased_and_the_largest_are_not():
 
     def updates(selection, step):
         settings = config.load([*flags, selection])
-        groups, weights = train.groups_for_device(gradients, settings, step)
+        groups, factors = train.groups_for_device(gradients, settings, step)
         assert sum(map(len, groups)) == 6
         measured = [
             qc.quantum_parameter_update(
-                gradient, backend, learning_rate=1.0, shots=1, seed=(0, step, 0), groups=rows, factors=factors
+                gradient, backend, learning_rate=1.0, shots=1, seed=(0, step, 0), groups=rows, factors=factor
             )[0]
-            for gradient, rows, factors in zip(gradients.values(), groups, weights, strict=True)
+            for gradient, rows, factor in zip(gradients.values(), groups, factors, strict=True)
         ]
         return torch.cat(measured).double().numpy()
 
@@ -295,6 +295,38 @@ def test_twirling_takes_no_more_shots_than_asked_for(monkeypatch, shots):
     monkeypatch.setattr(devices.DeviceBackend, "reach", counting)
     make_backend(num_qubits=2, most_lines=1, twirling="all").measure(np.zeros((2, 2)), shots, (0, 1, 0))
     assert taken == [shots]
+
+
+@pytest.mark.parametrize("options", [{"twirling": "all"}, {"twirling": "all", "dynamical_decoupling": "XY4"}])
+def test_twirling_and_decoupling_change_no_mean(options):
+    x = np.random.default_rng(3).uniform(-1, 1, (6, 3))
+    backend = make_backend(num_qubits=3, most_lines=1, **options)
+    means, *_ = backend.measure(x, 4000, (0, 1, 0))
+    assert np.abs(means - exact_means(backend, x)).max() <= 5 / math.sqrt(4000)
+
+
+def test_readout_is_mitigated_on_a_device_of_other_gates():
+    """FakeBurlingtonV2 has u1, u2 and u3: no X, and parameters in the global phase of what is translated to them."""
+    x = np.random.default_rng(4).uniform(-1, 1, (6, 3))
+    backend = make_backend("fake:FakeBurlingtonV2", 3, most_lines=1, noise=True, mitigation="readout")
+    means, *_ = backend.measure(x, 4000, (0, 1, 0))
+    unmitigated, *_ = make_backend("fake:FakeBurlingtonV2", 3, most_lines=1, noise=True).measure(x, 4000, (0, 1, 0))
+    exact = exact_means(backend, x)
+    assert np.std(means - exact) < np.std(unmitigated - exact)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Properties of fake_nighthawk")
+def test_every_fake_runs_the_circuit_or_is_refused_in_a_line():
+    names = [name for name in dir(fake_provider) if name.startswith("Fake") and "Provider" not in name]
+    assert len(names) > 50
+    for name in names:
+        try:
+            backend = make_backend(f"fake:{name}", 3, most_lines=1)
+        except ValueError as error:
+            assert re.search("cannot run the circuit|do not fit", str(error)) and "\n" not in str(error)
+        else:
+            devices.readout_circuits(backend.circuit, backend.device.target)
 
 
 def test_calibration_circuits_count_in_the_update_that_ran_them():
@@ -369,6 +401,7 @@ class Service:
 
     def __init__(self, monkeypatch, outcomes=(), seconds=2.0):
         self.stored, self.outcomes, self.seconds, self.lost_replies = {}, list(outcomes), seconds, 0
+        self.options = []
         service, local = self, LocalSampler
 
         class Job:
@@ -389,6 +422,7 @@ class Service:
         class Sampler:
             def __init__(self, mode, options):
                 self.tags = options["environment"]["job_tags"]
+                service.options.append(options)
                 self.local = local(mode=mode, options={"simulator": {"seed_simulator": 5}})
 
             def run(self, pubs, shots):
@@ -454,7 +488,9 @@ def test_a_job_submitted_just_before_a_kill_is_found_by_its_tags(monkeypatch, tm
     (tmp_path / "jobs.jsonl").unlink()
     service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 3, 1))
     assert len(service.stored) == 1
-    assert [line["job"] for line in journal_lines(tmp_path / "jobs.jsonl")] == ["job-0", "job-0"]
+    found, done = journal_lines(tmp_path / "jobs.jsonl")
+    assert found["job"] == done["job"] == "job-0"
+    assert found["expected"] == pytest.approx(devices.JOB_SECONDS + 200 * devices.SHOT_SECONDS)  # until it is charged
 
 
 def test_lost_connections_are_waited_out_without_submitting_again(monkeypatch, tmp_path, waits, capsys):
@@ -582,24 +618,39 @@ def test_a_job_whose_usage_is_not_known_counts_as_expected(monkeypatch, tmp_path
     assert backend.journal.seconds == pytest.approx(backend.expected_seconds(200))
 
 
+def test_a_job_may_take_no_longer_than_what_is_left_and_is_sent_its_options(monkeypatch, tmp_path):
+    service = Service(monkeypatch, seconds=50.0)
+    options = {"twirling": "gates", "dynamical_decoupling": "XpXm"}
+    backend = service.backend(tmp_path / "jobs.jsonl", max_seconds=100, **options)
+    for step in (1, 2):
+        backend.measure(THETA, 100, (0, step, 0))
+    assert [options["max_execution_time"] for options in service.options] == [60, 50]
+    sent = service.options[0]
+    assert sent["dynamical_decoupling"] == {"enable": True, "sequence_type": "XpXm"}
+    twirling = {"enable_gates": True, "enable_measure": False, "num_randomizations": 25, "shots_per_randomization": 4}
+    assert sent["twirling"] == twirling
+
+
 def test_a_plan_beyond_what_a_job_may_have_is_refused(monkeypatch, tmp_path):
     service = Service(monkeypatch)
     backend = service.backend(tmp_path / "jobs.jsonl")
     most = 10 * len(backend.lines)
-    assert backend.plan(weights=1, groups=most, steps=1, shots=10**6)["shots"] == 10**7
+    assert backend.plan([10**6], groups=most, steps=1, shots=10**6)["shots"] == 10**7
+    assert backend.plan([most] * 4, groups=10**6, steps=1, shots=10**6)["shots"] == 4 * 10**7  # four jobs
+    assert backend.plan([4], groups=most + 1, steps=1, shots=10**6)["shots"] == 4 * 10**6  # there are no more
     with pytest.raises(
         ValueError, match=f"DEVICE_GROUPS = {most + 1} with SHOTS = 1000000: a job has 10,000,000 shots"
     ):
-        backend.plan(weights=1, groups=most + 1, steps=1, shots=10**6)
+        backend.plan([10**6], groups=most + 1, steps=1, shots=10**6)
     mitigated = service.backend(tmp_path / "jobs.jsonl", mitigation="readout")
     with pytest.raises(ValueError, match="without MITIGATION"):
-        mitigated.plan(weights=1, groups=1, steps=1, shots=10**6)
+        mitigated.plan([1], groups=1, steps=1, shots=10**6)
 
 
 def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
     service = Service(monkeypatch)
     backend = service.backend(tmp_path / "jobs.jsonl", mitigation="readout")
-    plan = backend.plan(weights=2, groups=5, steps=3, shots=100)
+    plan = backend.plan([10, 10], groups=5, steps=3, shots=100)
     for step in range(3):
         for tensor, groups in ((0, 4), (1, 1)):
             backend.measure(np.zeros((groups, 5)), 100, (0, step + 1, tensor))
