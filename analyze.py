@@ -67,9 +67,17 @@ def opened(folder):
     try:
         if is_run(folder) or holds_runs(folder):
             return [folder]
-        return sorted(filter(holds_runs, folder.iterdir())) or [folder]
+        return sorted(filter(may_hold_runs, folder.iterdir())) or [folder]
     except OSError:
         return [folder]  # what is wrong with it is said where it is read
+
+
+def may_hold_runs(folder):
+    """holds_runs; True where it cannot be known, which is then said where the folder is read."""
+    try:
+        return holds_runs(folder)
+    except OSError:
+        return True
 
 
 def analyze_run(folder):

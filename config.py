@@ -30,7 +30,7 @@ ATTENTION_PATTERN = ""  # regular expression on parameter names, selects in plac
 DATASET_NAME = "glue"  # "glue", a hub id, "embedded", or a local folder or file (.tsv, .csv, .json, .jsonl, .parquet)
 DATASET_CONFIG = "sst2"  # GLUE task, or configuration of another hub data set; "" = its default; local data ignore it
 DATASET_REVISION = ""  # commit, tag or branch of a hub data set, as environment.json records it; "" = the newest
-TEXT_COLUMNS = []  # one or two columns of text; [] = those of the GLUE task, else the one named sentence or text
+TEXT_COLUMNS = []  # one or two columns of text; [] = those of the GLUE task, else the usual ones: sentence, text, pairs
 LABEL_COLUMN = "label"  # column of the labels
 TRAIN_SIZE = 100  # training examples, drawn with SEED; 0 = all of them
 EVAL_SIZE = 50  # evaluation examples, drawn with SEED from the validation split; 0 = all of them
@@ -138,6 +138,7 @@ _DEVICE_SETTINGS |= {"twirling", "max_qpu_seconds", "dry_run"}
 _NUMBERS = {name for name, (kind, *_) in _LIMITS.items() if kind in ("a whole number", "a number")}
 _SEVERAL = {"SEED": "SEEDS", "UPDATE_RULE": "UPDATE_RULES"}
 _UNCHANGED_LEARNING_RATE = 5e-5  # any other LEARNING_RATE has been chosen by the user
+_UNCHANGED_DATASET_CONFIG = "sst2"
 
 FILE_ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")  # of local data
 
@@ -199,24 +200,27 @@ def parse(argv=()):
     flags = vars(_parser().parse_args(list(argv)))
     resume, debug = flags.pop("resume", None), flags.pop("debug", False)
     values |= {flag.upper(): _from_text(flag.upper(), text) for flag, text in flags.items()}
-    lists = {name for name, value in values.items() if value and isinstance(value, list | tuple)}
+    lists = {name for name, value in values.items() if isinstance(value, list | tuple) and value}
     if resume is not None:  # the run has settings of its own: of those here only flags matter
         flagged = {name.upper() for name in flags}
         values |= {name: values[name][0] for name in lists & _NUMBERS - flagged}
         values |= {name: [] for name in set(_SEVERAL.values()) - flagged}
         lists &= flagged
-    sweeps = {name: [_checked(name, v) for v in values[name]] for name in _LIMITS if name in lists & _NUMBERS}
-    checked = {name: _checked(name, values[name]) for name in _LIMITS if name not in sweeps}
     for single, several in _SEVERAL.items():
-        if several.lower() in flags and not checked[several]:
+        if single.lower() in flags and several.lower() not in flags:
+            values[several] = []  # one seed, or rule, asked for: whatever study config.py describes
+    sweeps = {name: [checked(name, v) for v in values[name]] for name in _LIMITS if name in lists & _NUMBERS}
+    valid = {name: checked(name, values[name]) for name in _LIMITS if name not in sweeps}
+    for single, several in _SEVERAL.items():
+        if several.lower() in flags and not valid[several]:
             raise ValueError(f"{several} = []: must name at least one; without the flag {single} alone counts")
-        if single in sweeps and checked[several]:
-            raise ValueError(f"{several} = {list(checked[several])} contradicts {single} = {sweeps[single]}")
-        sweeps[single] = sweeps.get(single) or list(checked[several]) or [checked[single]]
+        if (single in sweeps or single.lower() in flags) and valid[several]:
+            raise ValueError(f"{several} = {list(valid[several])} contradicts {single} = {values[single]}: give one")
+        sweeps[single] = sweeps.get(single) or list(valid[several]) or [valid[single]]
     order = ["SEED", *(name for name in sweeps if name not in ("SEED", "UPDATE_RULE")), "UPDATE_RULE"]
     runs = []
     for combination in itertools.product(*(sweeps[name] for name in order)):
-        run = checked | dict(zip(order, combination, strict=True)) | {"SEEDS": (), "UPDATE_RULES": ()}
+        run = valid | dict(zip(order, combination, strict=True)) | {"SEEDS": (), "UPDATE_RULES": ()}
         settings = Settings(**{name.lower(): run[name] for name in _LIMITS})
         if _ignores_dataset_config(settings, flags):
             settings = settings._replace(dataset_config="")
@@ -319,7 +323,7 @@ def _requirement(name):
 
 
 def _from_text(name, text):
-    """A flag's text as a value of the setting's kind; what cannot be read stays text, for _checked to refuse."""
+    """A flag's text as a value of the setting's kind; what cannot be read stays text, for checked to refuse."""
     kind = _LIMITS[name][0]
     if name in _NUMBERS and "," in text:
         return [_from_text(name, part.strip()) for part in text.split(",")]
@@ -333,7 +337,7 @@ def _from_text(name, text):
                 return json.loads(text)
             items = [part.strip() for part in text.split(",")] if text.strip() else []
             return [number for item in items for number in _numbers(item)] if "whole numbers" in kind else items
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     return text
 
@@ -348,14 +352,15 @@ def _numbers(text):
     return range(int(first), int(last) + 1)
 
 
-def _checked(name, value):
+def checked(name, value):
+    """The value of a setting, named in capitals, a list as a tuple; ValueError where it is none of those allowed."""
     kind, *bounds = _LIMITS[name]
     if kind == "one of":
         valid = isinstance(value, str) and value in bounds
     elif kind == "a whole number":
         valid = type(value) is int and bounds[0] <= value <= bounds[1]
     elif kind == "a number":
-        valid = type(value) in (int, float) and math.isfinite(value) and bounds[0] <= value <= bounds[1]
+        valid = type(value) in (int, float) and bounds[0] <= value <= bounds[1] and math.isfinite(value)
     elif kind == "a list of texts":
         valid = isinstance(value, list | tuple) and bounds[0] <= len(value) <= bounds[1]
         valid = valid and all(isinstance(item, str) and item.strip() for item in value)
@@ -374,7 +379,7 @@ def _checked(name, value):
     if valid and "regular expression" in kind:
         try:
             re.compile(value)
-        except re.error:
+        except (re.error, OverflowError, RecursionError):
             valid = False
     if not valid:
         if kind == "a number" and isinstance(value, float) and value.is_integer():
@@ -388,10 +393,11 @@ def _checked(name, value):
 
 
 def _ignores_dataset_config(settings, given):
-    """Whether DATASET_CONFIG means nothing: for local data, and for a hub data set where it still names a GLUE task."""
+    """Whether DATASET_CONFIG means nothing: for local data, and for a hub data set where it is still that of GLUE."""
     if is_local(settings.dataset_name):
         return True
-    return not is_glue(settings.dataset_name) and "dataset_config" not in given and settings.dataset_config in GLUE
+    unchanged = "dataset_config" not in given and settings.dataset_config == _UNCHANGED_DATASET_CONFIG
+    return unchanged and not is_glue(settings.dataset_name)
 
 
 def check_together(settings, given):

@@ -16,7 +16,10 @@ import torch
 import config
 from harness import hub, tables
 
-USUAL_COLUMNS = (("sentence",), ("text",), ("sentence1", "sentence2"), ("premise", "hypothesis"))
+USUAL_COLUMNS = (
+    *(("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"), ("question", "sentence")),
+    *(("sentence",), ("text",)),
+)
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "test")
 MANY_UNKNOWN = 0.05  # part of the tokens
 HELD_OUT = 0.2  # part of the training rows that becomes the evaluation split if there is none
@@ -247,6 +250,7 @@ def load_model(settings):
     if not local:
         huggingface_hub.utils.enable_progress_bars()  # of downloads: the weights are hundreds of megabytes
     where = {"local_files_only": local or bool(problem), "revision": revision}
+    where["trust_remote_code"] = False  # without it transformers asks on the terminal whether to run a model's code
     head = {"num_labels": settings.num_labels, "ignore_mismatched_sizes": True}  # another head is refused below
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)

@@ -98,7 +98,7 @@ def run_once(settings, command, keep_model=True, folder=None):
         on_rank_zero(held.enter_context, run_folder.locked(run))
         checkpoint, error = None, None
         if folder is not None:
-            environment, checkpoint = on_rank_zero(lifecycle.load_to_resume, run, environment)
+            environment, checkpoint = on_rank_zero(lifecycle.load_to_resume, run, job.settings, environment)
         try:
             lifecycle.begin(run, job.settings, environment, job.weights)
             if isinstance(job.backend, devices.DeviceBackend):
@@ -159,7 +159,7 @@ def train(job, run, checkpoint=None):
     steps_per_epoch = total_steps // settings.num_epochs
     optimizer = make_optimizer(model, weights, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / total_steps)
-    progress = checkpoints.start_or_restore(settings.seed, model, optimizer, scheduler, checkpoint)
+    progress = checkpoints.start_or_restore(settings, model, optimizer, scheduler, checkpoint)
     distributed = process_group.distribute(model, job.uses_all_weights)
     model.train()
     with (

@@ -54,20 +54,22 @@ def run_all(runs, results_dir, lanes, reference, names, others=(), program=ROOT 
     for run in [run for other in others for run in sorted(other.glob("run_*"))]:
         key = published_identity(run)
         if key in wanted and key not in published:
-            shutil.copytree(run, free_place(reference, run.name))
+            write_atomically(free_place(reference, run.name), lambda folder, run=run: shutil.copytree(run, folder))
             published.add(key)
     _, resumable = run_folder.find_finished_and_resumable(results_dir)
     todo = [(identity_of(run), run) for key, run in wanted.items() if key not in published]
 
     def make(job):
         key, run = job
-        flags = [*flags_of(run), "--results_dir", str(results_dir)]
-        if key in resumable:
-            flags = ["--resume", str(resumable[key])]
-        command = [sys.executable, str(program), *flags]
-        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-        if done.returncode:
-            tqdm.write(f"{' '.join(flags)}: exit status {done.returncode}: {done.stderr.strip()[-300:]}")
+        whole = [*flags_of(run), "--results_dir", str(results_dir)]
+        goes_on = [["--resume", str(resumable[key])]] if key in resumable else []
+        for flags in [*goes_on, whole]:
+            command = [sys.executable, str(program), *flags]
+            done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if done.returncode:
+                tqdm.write(f"{' '.join(flags)}: exit status {done.returncode}: {done.stderr.strip()[-300:]}")
+            if done.returncode != 2:  # 2: refused, such as a run that cannot go on, which is then begun anew
+                break
         bar.update()
         return done.returncode
 
@@ -206,9 +208,10 @@ def paired_row(differences, margin, examples):
 
 
 def correct_secondary(rows):
-    """Give every row but the first, the primary comparison, its p_holm."""
-    for row, p in zip(rows[1:], statistics.adjusted([row["p"] for row in rows[1:]]), strict=True):
-        row["p_holm"] = p
+    """Give every row but the first, the primary comparison, its p_holm and p_equal_holm."""
+    for name in ("p", "p_equal"):
+        for row, p in zip(rows[1:], statistics.adjusted([row[name] for row in rows[1:]]), strict=True):
+            row[f"{name}_holm"] = p
 
 
 def on_data(settings, given, data, name):

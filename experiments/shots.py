@@ -135,31 +135,49 @@ def rate_of(series, shots, chosen):
 
 def save_frontier(reference):
     """Draw frontier.png, accuracy against shots: the finished runs of the folder `reference`."""
-    figure = figures.new_figure(8.5, 4.4)
+    figure = figures.new_figure(8.5, 4.6)
     plot_frontier(figure.subplots(), read_study(reference)["arms"])
+    note = (
+        "Arms have different seeds: each lies at the mean of classical plus its mean difference from classical on the "
+    )
+    figures.add_note(
+        figure, note + "same seeds. Bars and band: Student's 95% interval of that difference, for each alone."
+    )
     return figures.save_figure(figure, reference / "frontier.png")
 
 
 def plot_frontier(ax, arms):
-    """Plot final accuracy against shots, means over seeds with Student's 95% interval; arms as report.study has them.
+    """Plot final accuracy against shots: the mean of `classical` plus the mean difference from it on the same seeds,
+    with Student's 95% interval; arms as report.study has them.
 
     Horizontal: `classical` and `frozen`. The axis on top is the QPU time of a step, executions alone.
     """
-    ends = []
-    for rule, style in ((word_order.CLASSICAL, "-"), (word_order.FROZEN, "--")):
-        for arm in (arm for arm in arms.values() if matches(arm, rule)):
-            mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
-            name, ends = rule["update_rule"], [*ends, mean]
-            ax.axhline(mean, color=RULES[name].colour, ls=style, lw=1.2, label=with_n(name, len(arm)))
-            if interval:
-                ax.axhspan(*interval, color=RULES[name].colour, alpha=0.1, lw=0)
+    classical = {
+        seed: final(run, "accuracy")
+        for arm in arms.values()
+        if matches(arm, word_order.CLASSICAL)
+        for seed, run in arm.items()
+    }
+    level = np.mean(list(classical.values()))
+
+    def beside_classical(arm):
+        """(accuracy, half of its interval) of an arm on the level of `classical`."""
+        mean, _, interval = spread(
+            [final(arm[seed], "accuracy") - classical[seed] for seed in arm if seed in classical]
+        )
+        return level + mean, interval[1] - mean if interval else np.nan
+
+    ax.axhline(level, color=RULES["classical"].colour, lw=1.2, label=with_n("classical", len(classical)))
+    for arm in (arm for arm in arms.values() if matches(arm, word_order.FROZEN)):
+        mean, half = beside_classical(arm)
+        ax.axhline(mean, color=RULES["frozen"].colour, ls="--", lw=1.2, label=with_n("frozen", len(arm)))
+        ax.axhspan(mean - half, mean + half, color=RULES["frozen"].colour, alpha=0.1, lw=0)
     circuits, shifts = 0, (1, 1.11, 1.23, 0.81, 0.9)  # so that bars do not cover each other
     for (label, (settings, colour, marker, line)), shift in zip(SERIES.items(), shifts, strict=True):
         found, sizes = [], []
         for arm in (arm for arm in arms.values() if matches(arm, settings)):
             run = next(iter(arm.values()))
-            mean, _, interval = spread([final(run, "accuracy") for run in arm.values()])
-            found.append((run["settings"]["shots"], mean, interval[1] - mean if interval else np.nan))
+            found.append((run["settings"]["shots"], *beside_classical(arm)))
             sizes.append(len(arm))
             circuits = max(circuits, run["statistics"]["circuits"] / run["statistics"]["steps"])
         if found:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
+import config
 from harness.command_line import Stopped
 from harness.files import sync, write_atomically
 from harness.interrupts import obeyed, uninterrupted
@@ -125,16 +126,17 @@ def restore(state, model, optimizer, scheduler):
     return state["progress"]
 
 
-def start_or_restore(seed, model, optimizer, scheduler, state=None):
+def start_or_restore(settings, model, optimizer, scheduler, state=None):
     """What is done so far, a dict: step, evaluation (the last one), evaluation_due (whether one comes before the next
-    step), offsets (bytes by csv file) and random (the random states).
+    step), offsets (bytes by csv file), random (the random states) and settings (a dict, those that it depends on).
 
-    state: of a checkpoint, from `load`; None begins with `seed`.
+    settings: config.Settings. state: of a checkpoint, from `load`; None begins with the seed.
     """
     if state is not None:
         return restore(state, model, optimizer, scheduler)
-    torch.manual_seed(seed)  # dropout
-    return {"step": 0, "evaluation": None, "evaluation_due": True, "offsets": {}, "random": random_state()}
+    torch.manual_seed(settings.seed)  # dropout
+    begun = {"settings": config.settings_that_affect_result(settings._asdict()), "random": random_state()}
+    return begun | {"step": 0, "evaluation": None, "evaluation_due": True, "offsets": {}}
 
 
 @contextlib.contextmanager

@@ -102,11 +102,16 @@ def complain(error, advice=""):
     if status != 130 and (path := os.environ.get("TORCHELASTIC_ERROR_FILE")):  # set by torchrun
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
             json.dump({"message": line + advice, "timestamp": int(time.time())}, file)
-    rank = os.environ.get("RANK", "0")  # set by torchrun
+    rank = rank_of_torchrun()
     if rank == "0":
         print(line + advice, file=sys.stderr, flush=True)
     elif status == 1 and not isinstance(error, FloatingPointError):  # a bug in this process alone, perhaps
         print(f"rank {rank}: {line}", file=sys.stderr, flush=True)
+
+
+def rank_of_torchrun():
+    """This process's number, a str: \"0\" where torchrun has not started it, whatever a scheduler puts into RANK."""
+    return os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
 
 
 @contextlib.contextmanager
@@ -126,6 +131,6 @@ def quit_at_once(*_):
     """Handler of Ctrl-C while nothing would be lost."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        if os.environ.get("RANK", "0") == "0":
+        if rank_of_torchrun() == "0":
             os.write(2, b"interrupted\n")  # print might be what was interrupted
     os._exit(130)

@@ -19,7 +19,7 @@ def begin(run, settings, environment, weights):
         write_json(run / "training_statistics.json", status_of(weights, "running"))
 
 
-def load_to_resume(run, environment):
+def load_to_resume(run, settings, environment):
     """(environment, checkpoint) of a run that goes on, see checkpoints.load. Raises run_folder.CannotResume."""
     environment = run_folder.resumed_environment(run, environment)
     try:
@@ -27,6 +27,7 @@ def load_to_resume(run, environment):
     except ValueError as error:
         raise run_folder.CannotResume(error) from None
     run_folder.require_rows(run, checkpoint["progress"]["offsets"])
+    run_folder.require_settings(run, checkpoint["progress"].get("settings", {}), settings)
     return environment, checkpoint
 
 

@@ -248,8 +248,8 @@ def stored_settings(folder):
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if stored_status(folder) == "finished":  # one that is to go on must be of this layout
             values = LATER_SETTINGS | values
-        return config.Settings(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return config.Settings(**{name: config.checked(name.upper(), value) for name, value in values.items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: config.json cannot be read, or is of another layout: {error}") from None
 
 
@@ -336,3 +336,13 @@ def require_rows(folder, offsets):
     for name, offset in offsets.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size < offset:
             raise CannotResume(f"--resume {folder}: {name} lacks rows that were there at the checkpoint")
+
+
+def require_settings(folder, trained_with, settings):
+    """Raise CannotResume where the settings are not those that the checkpoint was trained with, a dict by name of those
+    that the result depends on."""
+    for name, before in (trained_with or {"settings": "of another layout"}).items():
+        if (value := getattr(settings, name, None)) != before:
+            raise CannotResume(
+                f"--resume {folder}: {name.upper()} = {value!r}: the checkpoint was trained with {before!r}"
+            )

@@ -24,9 +24,11 @@ def read_table(path):
             rows.index = range(1, len(rows) + 1)
         else:
             text = path.read_bytes().decode().removeprefix("\ufeff")
-            values = read_json_lines(text) if "json" in path.suffix else read_fields(text, path.suffix == ".tsv")
+            array = path.suffix == ".json" and text.lstrip().startswith("[")
+            read = read_json_array if array else read_json_lines if "json" in path.suffix else read_fields
+            values = read(text, tabs=path.suffix == ".tsv") if read is read_fields else read(text)
             rows = pandas.DataFrame(list(values.values()), index=list(values), dtype=object)
-            rows = rows.rename_axis("line", axis="columns")
+            rows = rows.rename_axis(None if array else "line", axis="columns")
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
         raise ValueError(f"{path}: line {line} is not UTF-8 (byte {byte:#04x}): save it as UTF-8") from None
@@ -55,11 +57,24 @@ def read_json_lines(text):
     return values
 
 
+def read_json_array(text):
+    """Parse text of one JSON array of objects: {place, from 1: dict}; ValueError names the place."""
+    try:
+        values = dict(enumerate(json.loads(text), 1))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {error.lineno}: {error.msg}") from None
+    for number, value in values.items():
+        if not isinstance(value, dict):
+            raise ValueError(f"row {number}: must be a JSON object")
+    return values
+
+
 def read_fields(text, tabs):
     """Parse text of a header and rows of fields: {line where the row begins: dict}, with None for a missing field.
 
     tabs: fields are parted by tabs, without quotes, as GLUE writes them; else by commas. ValueError names the line.
     """
+    csv.field_size_limit(2**31 - 1)
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect)
     header, values, line = [], {}, 1

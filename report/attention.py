@@ -138,7 +138,7 @@ def attention_maps(model_name, sentences, layer, revision=None):
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    where = {"revision": revision or "main", "local_files_only": True}
+    where = {"revision": revision or "main", "local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(model_name, **where)
     # Only the eager implementation returns the attention weights.
     model = AutoModel.from_pretrained(model_name, attn_implementation="eager", **where).float().eval()

@@ -107,12 +107,13 @@ def smallest_effect(deviation, n, alpha=ALPHA):
 
 
 def seeds_to_decide(mean, deviation, margin=EQUIVALENCE_MARGIN, alpha=ALPHA):
-    """The smallest n with which one of the tests decides with 80% power if mean and deviation are the true ones.
+    """Seeds, 6 at least, with which the tests decide with 80% power if mean and deviation are the true ones.
 
     Either Student's two-sided test finds the difference, or, where it lies within the margin, both one-sided tests do;
-    these get a power of 90% each for 80% together. None if that takes more than 1000 seeds.
+    these get a power of 90% each for 80% together. That is enough, and more than enough where either may well decide.
+    None if that takes more than 1000 seeds.
     """
-    sizes = np.arange(3, LARGEST_N + 1)
+    sizes = np.arange(SMALLEST_N, LARGEST_N + 1)
 
     def found(effect, level, power):
         return TTestPower().power(effect / deviation, sizes, level, alternative="larger") >= power
@@ -138,11 +139,12 @@ def smallest_discordant_effect(gained, lost, examples, alpha=ALPHA):
     return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) * np.sqrt(max(gained + lost, 1)) / examples)
 
 
-def recovered_fraction(values, frozen, classical, alpha=ALPHA):
+def recovered_fraction(values, frozen, classical, resolution=0.0, alpha=ALPHA):
     """(fraction, interval) of the headroom that a rule recovers, (rule - frozen) / (classical - frozen), of the means.
 
-    values, frozen, classical: accuracies, floats, shape (n,), paired by seed. The interval at level 1 - alpha is
-    Fieller's for paired means; None where n = 1 or the headroom's own interval reaches 0: it has no bounds then.
+    values, frozen, classical: accuracies, floats, shape (n,), paired by seed. resolution: see `paired`, the least
+    deviation of gain and of headroom. The interval at level 1 - alpha is Fieller's for paired means; None where n = 1
+    or the headroom's own interval reaches 0: it has no bounds then.
 
     Source: E. Fieller, Journal of the Royal Statistical Society B 16, 175 (1954).
     """
@@ -152,6 +154,7 @@ def recovered_fraction(values, frozen, classical, alpha=ALPHA):
         return (float(top / bottom) if bottom else None), None
     t_squared = stats.t.ppf(1 - alpha / 2, n - 1) ** 2
     (top_variance, covariance), (_, variance) = np.cov(gain, headroom) / n
+    top_variance, variance = np.maximum((top_variance, variance), resolution**2 / n)
     a = bottom**2 - t_squared * variance
     if a <= 1e-12:
         return (float(top / bottom) if bottom else None), None

@@ -179,6 +179,8 @@ def check_arm(wanted):
         raise ValueError(f"no such setting: {', '.join(sorted(unknown))}")
     if "update_rule" in wanted and wanted["update_rule"] not in RULES:
         raise ValueError(f"no such update rule: {wanted['update_rule']}")
+    for name, value in wanted.items():
+        config.checked(name.upper(), value)
 
 
 # --- Arms
@@ -310,14 +312,14 @@ def pairs_of_rules(arms, rule, base_rule):
 
 def compare(arms, arm, base, part="secondary", margin=EQUIVALENCE_MARGIN):
     """A comparison of final accuracies, paired by seed, a dict: part, arm and base (labels), rule, base_rule,
-    optimizer (of the rule), margin, changed (settings that differ, the rule left out), examples (evaluated), and what
-    statistics.paired returns.
+    optimizer (of the rule), margin, changed (settings that differ, the rule left out), examples (evaluated; where
+    they differ, the fewer), and what statistics.paired returns.
 
     With one seed p is McNemar's, of the predictions in `discordant`, (gained, lost); both None where none were kept.
     """
     mine, theirs = arms[arm], arms[base]
     seeds = sorted(mine.keys() & theirs.keys())
-    examples = theirs[seeds[0]]["environment"]["data"]["evaluation_examples"]
+    examples = min(arm[seeds[0]]["environment"]["data"]["evaluation_examples"] for arm in (mine, theirs))
     differences = [final(mine[seed], "accuracy") - final(theirs[seed], "accuracy") for seed in seeds]
     row = {
         **{"part": part, "arm": arm, "base": base, "rule": rule_of(mine), "base_rule": rule_of(theirs)},
@@ -363,11 +365,12 @@ def judge(rows, unseen=0):
     """Add to the rows of one family what follows from it: alpha, interval, adjusted p-values, plan and verdict.
 
     unseen: secondary comparisons beside these, of other families or without runs: they count as p = 1, so that all of
-    them together err at most at the rate of 5%. family_size: their number and that of the rows. alpha: 0.05 /
-    family_size; interval: Student's at level 1 - alpha, so that all of them together hold with 95%.
-    p_adjusted, p_flip_adjusted, p_equal_adjusted: by Holm; in rows with fewer than six seeds by Bonferroni, and without
-    p_flip_adjusted. smallest_effect: that n could show with 80% power; seeds: that would decide, None if unknown or
-    more than 1000. verdict: "equivalent" if that is shown, else "better" or "worse" if that is shown, else "undecided".
+    them together err at most at the rate of 5% in what they call different, and 5% in what they call equivalent.
+    family_size: their number and that of the rows. alpha: 0.05 / family_size; interval: Student's at level 1 - alpha,
+    so that all of them together hold with 95%. p_adjusted, p_flip_adjusted, p_equal_adjusted: by Holm; in rows with
+    fewer than six seeds by Bonferroni, and without p_flip_adjusted. smallest_effect: that n could show with 80% power;
+    seeds: that would decide, None if unknown or more than 1000. verdict: "equivalent" if that is shown, else "better"
+    or "worse" if that is shown, else "undecided".
     """
     alpha, many = ALPHA / (len(rows) + unseen), all(row["n"] >= SMALLEST_N for row in rows)
     for name in ("p", "p_flip", "p_equal"):
@@ -416,7 +419,8 @@ def recovered_rows(arms, headroom):
         bases = [beside(arms, name, rule) for rule in ("classical", "frozen")]
         if seeds and rule_of(arm) not in ("classical", "frozen") and bases == [row["arm"], row["base"]]:
             values, classical, frozen = ([final(a[seed], "accuracy") for seed in seeds] for a in (arm, *others))
-            fraction, interval = recovered_fraction(values, frozen, classical)
+            resolution = 1 / min(a[seeds[0]]["environment"]["data"]["evaluation_examples"] for a in (arm, *others))
+            fraction, interval = recovered_fraction(values, frozen, classical, resolution)
             found = {"arm": name, "classical": row["arm"], "frozen": row["base"], "rule": rule_of(arm)}
             rows.append(found | {"n": len(seeds), "fraction": fraction, "interval": interval})
     return rows

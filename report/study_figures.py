@@ -69,8 +69,8 @@ def study_figures(study):
         yield name, figure, text
     for name in swept(arms):
         figure = new_figure(7, 3.6)
-        ax = plot_sweep(figure.subplots(), arms, name)
-        note = "Bars: Student's 95% interval over the seeds. Without points: does not use the setting."
+        ax = plot_sweep(figure.subplots(), alike, name)
+        note = f"Bars: Student's 95% interval over the n seeds {seeds}. Without points: does not use the setting."
         add_legend(figure, ax, 2, note)
         yield f"accuracy_by_{name}", figure, f"Final accuracy by {labels.name_in_words(name)}"
     yield from circuit_figures.figures_of_circuits(runs)
@@ -163,10 +163,14 @@ def by_step(runs, column):
 
 def plot_difference_over_steps(ax, arms, row):
     """Plot the difference of evaluation accuracy of a comparison, points, over steps: mean over seeds and the interval
-    that the table has of the last step."""
+    that the table has of the last step. Arms of different numbers of steps have none, which is said."""
     arm, base = arms[row["arm"]], arms[row["base"]]
     seeds = sorted(arm.keys() & base.keys())
     steps, values = by_step([a[seed] for a in (arm, base) for seed in seeds], "eval_accuracy")
+    last = {a[seeds[0]]["statistics"]["steps"] for a in (arm, base)}
+    if len(last) > 1:
+        ax.text(0.5, 0.5, f"{' and '.join(map(str, sorted(last)))} steps", transform=ax.transAxes, ha="center")
+        return ax
     differences = values[:, : len(seeds)] - values[:, len(seeds) :]
     colour = RULES[row["rule"]].colour
     ax.axhspan(-100 * row["margin"], 100 * row["margin"], color=MARGIN_COLOUR, lw=0)

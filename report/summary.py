@@ -18,7 +18,8 @@ def announce(job, run):
     embedded = settings.model_name == "embedded" and settings.learning_rate == settings.embedded_learning_rate
     name = "EMBEDDED_LEARNING_RATE" if embedded else "LEARNING_RATE"
     print(f"rate:    {settings.learning_rate:g} for AdamW ({name}), decaying to 0")
-    print(f"data:    {settings.dataset_name}: {len(job.train_set)} training, {len(job.eval_set)} evaluation examples")
+    examples = f"{len(job.train_set)} training, {len(job.eval_set)} evaluation examples"
+    print(f"data:    {settings.dataset_name}: {examples}, text of {' and '.join(job.data_source['columns'])}")
     number = f"{len(job.weights)} attention weight{'s' * (len(job.weights) > 1)}"
     print(f"weights: {entries:,} entries of {number}, rule {settings.update_rule}")
     if rule.measures:

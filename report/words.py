@@ -68,7 +68,9 @@ def several(row):
         )
     text = f"{row['verdict']} by {points(abs(row['mean']), sign=False)} ({numbers})"
     if row["n"] >= SMALLEST_N and row["p_flip_adjusted"] >= ALPHA:
-        text += f"; the sign-flip test does not reach p < 0.05 ({p_in_words(row['p_flip_adjusted'])})"
+        fewest = row["p_flip"] < 2.01 / 2 ** row["n"]  # all differences have one sign
+        why = ", which this n cannot in so many comparisons" if fewest else ""
+        text += f"; the sign-flip test does not reach p < 0.05{why} ({p_in_words(row['p_flip_adjusted'])})"
     return text
 
 

@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import re
 import shutil
 import signal
 import time
@@ -290,6 +291,22 @@ def test_other_data_are_refused(cut_run):
     environment["data"]["sha256_of_examples"] = "0" * 64
     (cut_run / "environment.json").write_text(json.dumps(environment))
     with pytest.raises(ValueError, match="the data is not what the run began with"):
+        run_training(["--resume", cut_run])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", 0.01, "LEARNING_RATE = 0.01: the checkpoint was trained with 5e-05"),
+        ("num_epochs", 3, "NUM_EPOCHS = 3: the checkpoint was trained with"),
+        ("update_rule", "foo", "another layout: UPDATE_RULE = 'foo': must be one of"),
+        ("batch_size", "8", "another layout: BATCH_SIZE = '8': must be a whole number"),
+    ],
+)
+def test_edited_settings_are_refused(cut_run, name, value, message):
+    settings = read_json(cut_run / "config.json") | {name: value}
+    (cut_run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=re.escape(message)):
         run_training(["--resume", cut_run])
 
 

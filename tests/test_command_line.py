@@ -81,8 +81,15 @@ def test_debug_lets_the_traceback_through():
 )
 def test_another_rank_says_only_what_rank_zero_may_not_know(monkeypatch, capfd, error, shown):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     command_line.complain(error)
     assert capfd.readouterr().err == shown
+
+
+def test_a_rank_that_a_scheduler_has_set_silences_nothing(monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "1")
+    command_line.complain(ValueError("NUM_EPOCHS = 0"))
+    assert capfd.readouterr().err == "error: NUM_EPOCHS = 0\n"
 
 
 def test_torchrun_is_told_what_failed_but_not_what_can_go_on(monkeypatch, tmp_path, capfd):
@@ -90,6 +97,7 @@ def test_torchrun_is_told_what_failed_but_not_what_can_go_on(monkeypatch, tmp_pa
     file = tmp_path / "error.json"
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     command_line.complain(KeyboardInterrupt())  # often of torchrun itself, since another process has failed
     command_line.complain(command_line.Stopped("another process is gone"))
     assert not file.exists()

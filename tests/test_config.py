@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 import config
@@ -46,6 +47,22 @@ def test_a_list_of_numbers_is_a_sweep_in_config_as_it_is_as_a_flag(monkeypatch):
     assert config.parse([]).runs == config.parse(["--shots", "10,100"]).runs
     assert [run.shots for run in config.parse([]).runs] == [10, 100]
     assert config.load(["--shots", "5"]).shots == 5
+
+
+def test_one_seed_or_rule_as_a_flag_is_one_run_whatever_study_config_describes(monkeypatch):
+    monkeypatch.setattr(config, "SEEDS", [0, 1, 2])
+    monkeypatch.setattr(config, "UPDATE_RULES", ["quantum", "exact"])
+    assert len(config.parse([]).runs) == 6
+    (run,) = config.parse(["--seed", "7", "--update_rule", "classical"]).runs
+    assert (run.seed, run.update_rule) == (7, "classical")
+    assert [run.seed for run in config.parse(["--update_rule", "classical"]).runs] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("name", "value"), [("SHOTS", 10**400), ("LEARNING_RATE", 10**400), ("SEEDS", np.arange(3))])
+def test_what_no_comparison_takes_is_refused_by_name(monkeypatch, name, value):
+    monkeypatch.setattr(config, name, value)
+    with pytest.raises(ValueError, match=f"{name} = .*: must be"):
+        config.parse([])
 
 
 def test_a_learning_rate_changed_in_config_is_chosen_like_a_flag(monkeypatch):
@@ -97,6 +114,12 @@ REFUSED = [
         ["--shot_allocation", "optimal", "--backend", "generic:5"],
         "SHOT_ALLOCATION = 'optimal' with BACKEND = 'generic:5': must be equal",
     ),
+    (
+        ["--seed", "3", "--seeds", "0-9"],
+        "SEEDS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9] contradicts SEED = 3: give one",
+    ),
+    (["--attention_pattern", "a{99999999999}"], "ATTENTION_PATTERN = 'a{99999999999}': must be a regular expression"),
+    (["--text_columns", "[" * 100_000], "TEXT_COLUMNS = '[[["),
     (["--backend", "generic:100"], "BACKEND = 'generic:100': must be one of aer, ibm, ibm:NAME, fake:NAME and generic"),
     (["--device_selection", "all", "--backend", "generic:5"], "DEVICE_SELECTION = 'all': must be one of largest, samp"),
     (["--num_qubits", "11"], "NUM_QUBITS = 11: must be a whole number from 1 to 10"),
@@ -259,8 +282,9 @@ def test_an_existing_folder_is_local_whatever_its_name(tmp_path, monkeypatch):
 def test_another_configuration_in_config_is_for_the_data_set_there(monkeypatch):
     monkeypatch.setattr(config, "DATASET_NAME", "imdb")
     assert config.load([]).dataset_config == ""
-    monkeypatch.setattr(config, "DATASET_CONFIG", "plain_text")
-    assert config.load([]).dataset_config == "plain_text"
+    for configuration in ("plain_text", "rte"):  # the second is one of GLUE, too
+        monkeypatch.setattr(config, "DATASET_CONFIG", configuration)
+        assert config.load([]).dataset_config == configuration
 
 
 def test_whole_shots_stay_whole_numbers_and_a_mean_may_be_below_one():
@@ -300,10 +324,10 @@ RANGES = [(name, *limit[1:]) for name, limit in config._LIMITS.items() if limit[
 def test_limits_at_their_ends(name, low, high):
     """The ends of every range are allowed, one step beyond is not."""
     for bound in (low, high):
-        assert config._checked(name, bound) == bound
+        assert config.checked(name, bound) == bound
     for outside in (low - 1, high + 1):
         with pytest.raises(ValueError, match=f"^{name} = "):
-            config._checked(name, outside)
+            config.checked(name, outside)
 
 
 def test_help_shows_every_setting_with_default_and_meaning(capsys):

@@ -31,6 +31,7 @@ import config
 import model_utils
 import train
 from harness import checkpoints, run_folder
+from report.attention import attention_maps
 
 
 def files_of(folder):
@@ -340,6 +341,21 @@ def test_a_broken_or_hostile_model_is_one_line(tiny_flags, tiny_model, tmp_path,
     status, out, err = run_script("train.py", *tiny_flags, "--model_name", model)
     assert status == 2 and f"MODEL_NAME = '{model}': cannot be loaded" in one_error(err)
     assert "POISON RAN" not in out + err and not (tmp_path / "results").exists()
+
+
+def test_the_code_of_a_model_does_not_run_whatever_is_typed(tiny_model, tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and run it after a y."""
+    model, marker = shutil.copytree(tiny_model, tmp_path / "model"), tmp_path / "ran"
+    bring_code(model)
+    code = "from transformers import DistilBertConfig as Evil, DistilBertForSequenceClassification as Model\n"
+    (model / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n{code}")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        model_utils.load_model(config.load(["--model_name", str(model), "--max_length", "8"]))
+    with pytest.raises(ValueError):
+        attention_maps(str(model), ["good"], 0)
+    assert not marker.exists()
 
 
 def test_reports_escape_what_comes_from_data(trained, tmp_path):

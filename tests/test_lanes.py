@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from conftest import ROOT, read_json, run_script
 import config
 import quantum_circuits
 from harness import run_folder
+from report import figures
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import data
@@ -85,6 +87,36 @@ def test_a_run_that_fails_is_counted_and_the_others_are_made(place):
     with pytest.raises(SystemExit, match="1 of 2 runs failed; the same command makes what is missing"):
         lanes.run_all(runs, place.work, 1, place.out, place.names)
     assert len(list(place.out.glob("run_*"))) == 1
+
+
+def test_a_run_that_cannot_go_on_is_begun_anew(place):
+    run = place.common | {"seed": 0, "update_rule": "frozen"}
+    lanes.run_all([run], place.work, 1, place.out, place.names)
+    made = next(place.work.glob("run_*"))
+    shutil.rmtree(place.out)
+    (made / "training_statistics.json").write_text('{"status": "interrupted"}')
+    (made / "checkpoint" / "step_00000001").mkdir(parents=True)  # of which nothing is left
+    lanes.run_all([run], place.work, 1, place.out, place.names)
+    assert len(list(place.out.glob("run_*"))) == 1 and len(list(place.work.glob("run_*"))) == 2
+    assert "--resume" in place.started[1] and "--resume" not in place.started[2]
+
+
+def test_the_frontier_is_drawn_from_differences_on_the_same_seeds():
+    """An arm one point below classical at every seed is drawn there, also where it has the easy seeds alone."""
+    classical = {"update_rule": "classical", "learning_rate": 1e-3}
+
+    def run(settings, accuracy):
+        statistics = {"evaluations": [{"accuracy": accuracy}], "circuits": 10, "steps": 1}
+        return {"settings": config.load(lanes.flags_of(settings))._asdict(), "statistics": statistics}
+
+    arms = {"classical": {seed: run(classical, 0.7 - seed / 100) for seed in range(10)}}
+    for number, seeds in ((1, 3), (10, 6), (100, 10)):
+        settings = shots.GRAPH | {"shots": number}
+        arms[f"{number}"] = {seed: run(settings, 0.69 - seed / 100) for seed in range(seeds)}
+    ax = figures.new_figure(4, 3).subplots()
+    shots.plot_frontier(ax, arms)
+    (points,) = [bars[0].get_ydata() for bars in ax.containers]
+    np.testing.assert_allclose(points, np.mean([0.7 - seed / 100 for seed in range(10)]) - 0.01)
 
 
 def test_the_rate_of_the_highest_mean_is_chosen_once(place, monkeypatch):

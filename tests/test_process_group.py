@@ -29,7 +29,7 @@ import config
 import quantum_circuits
 import train
 from aer_engine import AerBackend
-from harness import process_group, run_folder
+from harness import checkpoints, process_group, run_folder
 
 slow = pytest.mark.slow  # every test that starts torchrun
 
@@ -127,6 +127,18 @@ def process_of(rank, results):
     raise AssertionError(f"no process of rank {rank}")
 
 
+def make_longer_or_shorter(run, num_epochs):
+    """Give an unfinished run another number of epochs, in its settings and in its checkpoints, which must agree."""
+    settings = read_json(run / "config.json") | {"num_epochs": num_epochs}
+    (run / "config.json").write_text(json.dumps(settings))
+    for folder in checkpoints.saved(run):
+        state = torch.load(folder / "training_state.pt", weights_only=True)
+        state["progress"]["settings"]["num_epochs"] = num_epochs
+        torch.save(state, folder / "training_state.pt")
+        hashes = {name: checkpoints.sha256(folder / name) for name in checkpoints.FILES}
+        (folder / "sha256.json").write_text(json.dumps(hashes))
+
+
 @slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the processes in /proc")
 @pytest.mark.parametrize("rank", [0, 1])
@@ -146,9 +158,8 @@ def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(flags_wi
     reached = max(int(folder.name[5:]) for folder in (run / "checkpoint").iterdir())
     assert reached < 1600
     # To the end of the epoch after the next, on one process, against a run of one process that was left alone.
-    settings = read_json(run / "config.json")
-    settings["num_epochs"] = epochs = reached // 4 + 2
-    (run / "config.json").write_text(json.dumps(settings))
+    epochs = reached // 4 + 2
+    make_longer_or_shorter(run, epochs)
     assert run_training(["--resume", run]) == 0
     left_alone = ["--num_epochs", epochs, "--update_rule", "exact", "--results_dir", tmp_path / "whole"]
     assert run_training([*flags_without_dropout, *left_alone]) == 0

@@ -124,7 +124,7 @@ def test_a_study_has_its_figures_and_each_says_what_its_bands_mean(tmp_path):
         "differences_over_training": "Band: Student's interval as in the table, for each step by itself;",
         "recovered_fraction": "Bar: Fieller's 95% interval.",
         "learning_curves": "Lines: means over the n seeds of each arm. Where lines coincide the first is the widest.",
-        "accuracy_by_shots": "Bars: Student's 95% interval over the seeds.",
+        "accuracy_by_shots": "Bars: Student's 95% interval over the n seeds of each arm.",
         "response": "Bands: two standard deviations of the mean of so many shots;",
     }.items():
         assert words in texts(found[name])

@@ -265,6 +265,8 @@ def test_the_question_names_what_is_compared(tmp_path):
     ("content", "message"),
     [
         ("{half", "cannot be used"),
+        ('{"question": "Q", "primary": [{"attention_layers": 1}, "exact"]}', "ATTENTION_LAYERS = 1: must be"),
+        ('{"question": "Q", "primary": [{"shots": "1000"}, "exact"]}', "SHOTS = '1000': must be"),
         ("[]", "cannot be used"),
         ('{"question": "Q"}', "lacks 'primary'"),
         ('{"primary": ["quantum", "classical"]}', "lacks 'question'"),
@@ -345,7 +347,8 @@ def test_the_headroom_and_what_is_recovered_of_it(tmp_path):
     assert headroom["mean"] == pytest.approx(0.215) and (headroom["arm"], headroom["base"]) == ("classical", "frozen")
     assert [row["arm"] for row in found["recovered"]] == ["quantum, 10 shots", "quantum, 100 shots"]
     for row in found["recovered"]:
-        assert row["fraction"] == pytest.approx(0.5) and row["interval"] == pytest.approx((0.5, 0.5)) and row["n"] == 4
+        low, high = row["interval"]  # no narrower than one example lets it be
+        assert row["fraction"] == pytest.approx(0.5) and low < 0.48 and high > 0.52 and row["n"] == 4
 
 
 def test_each_rule_may_have_its_own_best_rate_for_the_headroom(tmp_path):

@@ -86,7 +86,7 @@ def test_a_sign_flip_test_that_does_not_get_there_is_mentioned(tmp_path):
     runs += [fake_run(tmp_path, "frozen", seed, 0.6) for seed in range(6)]
     for row in analyse(runs, {})["comparisons"]:
         assert "better by" in row["conclusion"] and "simultaneous 95% interval" in row["conclusion"]
-        assert row["conclusion"].endswith("the sign-flip test does not reach p < 0.05 (p = 0.062).")
+        assert row["conclusion"].endswith("reach p < 0.05, which this n cannot in so many comparisons (p = 0.062).")
 
 
 def test_the_headroom_is_said_and_whether_it_is_enough(tmp_path):

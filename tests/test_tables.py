@@ -23,10 +23,11 @@ def test_every_local_format_reads_alike(tmp_path):
     lines = "".join(f"{q},{r['label']}\n" for q, r in zip(quoted, rows, strict=True))
     (tmp_path / "a.csv").write_text("\ufeffsentence,label\n" + lines, encoding="utf-8")
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r) for r in rows) + "\n\n")
+    (tmp_path / "a.json").write_text(json.dumps(rows, indent=2))
     Dataset.from_list(rows).to_parquet(str(tmp_path / "a.parquet"))
     read = [
         model_utils.load_data(load_settings(tmp_path / f"a.{ending}", "--train_size", "0", "--eval_size", "0"))
-        for ending in ("tsv", "csv", "jsonl", "parquet")
+        for ending in ("tsv", "csv", "jsonl", "json", "parquet")
     ]
     assert len(read[0].train) == 6 and len(read[0].evaluation) == 2
     assert all(data[:2] == read[0][:2] for data in read)
@@ -34,6 +35,13 @@ def test_every_local_format_reads_alike(tmp_path):
 
 
 BAD_FILES = [
+    ("a.json", '[{"sentence": "x", "label": 1},\n 3]', "row 2: must be a JSON object"),
+    ("a.json", "[\n{]", "line 2: Expecting property name"),
+    (
+        "a.json",
+        '[{"sentence": "x", "label": 1}, {"sentence": "y", "label": 2}]',
+        "row 2: label 2 must be a whole number",
+    ),
     ("a.tsv", "", "a.tsv: holds no rows"),
     ("a.tsv", "sentence\tlabel\n", "a.tsv: holds no rows"),
     ("a.tsv", "text\tlabel\nx\t1\ny\t0\n", "has no column 'sentence', must be one of text, label"),

@@ -142,13 +142,14 @@ def test_same_seed_same_run_and_another_seed_another(tiny_flags, tmp_path, optim
     assert equal_weights(ends[0], ends[1]) and not equal_weights(ends[0], ends[2])
 
 
-def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path):
-    run_training([*tiny_flags, "--update_rule", "classical"])
+@pytest.mark.parametrize(("rate", "decay"), [(5e-5, 0.01), (1e-3, 5.0)])
+def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path, rate, decay):
+    run_training([*tiny_flags, "--update_rule", "classical", "--learning_rate", rate, "--weight_decay", decay])
     end = end_weights(only_run(tmp_path / "results"))
     settings = config.load(tiny_flags)
     data = model_utils.load_data(settings)
     model, tokenizer, _ = model_utils.load_model(settings)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     torch.manual_seed(settings.seed)
     model.train()
     order = train.shuffled(12, settings.seed, 1)
@@ -158,7 +159,7 @@ def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path):
         loss = model(**inputs, labels=torch.tensor([e.label for e in examples])).loss
         optimizer.zero_grad()
         loss.backward()
-        optimizer.param_groups[0]["lr"] = 5e-5 * (1 - step / 3)
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / 3)
         optimizer.step()
     for name, weight in model.named_parameters():
         torch.testing.assert_close(end[name], weight.detach(), rtol=1e-6, atol=1e-8)
