@@ -110,7 +110,7 @@ def complain(error, advice=""):
 
 
 def rank_of_torchrun():
-    """This process's number, a str: \"0\" where torchrun has not started it, whatever a scheduler puts into RANK."""
+    """This process's number, a str; 0 where torchrun has not started it, whatever a scheduler puts into RANK."""
     return os.environ.get("RANK", "0") if "TORCHELASTIC_RUN_ID" in os.environ else "0"
 
 
