@@ -1,12 +1,14 @@
 """The repository as a user meets it: whole programs as processes, and the commands of its documents."""
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script, run_training, stop_at
+from conftest import ROOT, read_json, run_script, run_training, stop_at
 
 import analyze
 import config
@@ -129,6 +131,17 @@ def test_training_commands_run(line, tiny_flags, monkeypatch):
             assert run_training(tiny_flags) == 130
     status, out, err = run_script("train.py", *flags, *tiny_flags)
     assert status == 0 and "finished" in out, err
+
+
+@pytest.mark.slow
+def test_the_model_of_the_timings_is_made_as_the_document_says(tmp_path):
+    """In a folder beside which the embedded model lies; 268 MB, with a tokenizer that fits."""
+    (tmp_path / "embedded").symlink_to(ROOT / "embedded")
+    (lines,) = re.findall(r"^```sh\n(.*?)^```", TEXTS["docs/SPEED.md"], re.DOTALL | re.MULTILINE)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-ec", lines], cwd=tmp_path, env=environment, check=True, timeout=120)
+    made = read_json(tmp_path / "distil" / "config.json")
+    assert (made["n_layers"], made["dim"]) == (6, 768) and (tmp_path / "distil" / "tokenizer.json").is_file()
 
 
 # --- What the documents say
