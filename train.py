@@ -294,8 +294,9 @@ def measure_gradients(gradients, backend, settings, step, learning_rate):
     """
     rule = RULES[settings.update_rule]
     if not rule.measures:
-        updates = {name: learning_rate * gradient for name, gradient in gradients.items()}
-        return updates if rule.stepped_by == "quantum_optimizer" else {}, {"coverage": None, "circuits": 0, "shots": 0}
+        stepped = gradients if rule.stepped_by == "quantum_optimizer" else {}
+        updates = {name: learning_rate * gradient for name, gradient in stepped.items()}
+        return updates, {"coverage": None, "circuits": 0, "shots": 0}
     chosen, factors = {}, {}
     if isinstance(backend, devices.DeviceBackend):
         parts = groups_for_device(gradients, settings, step)
