@@ -260,6 +260,8 @@ def load_model(settings):
             path, dtype=torch.float32, output_loading_info=True, **head, **where
         )
     except Exception as error:  # loaders raise many kinds; each means that this model cannot be had
+        if "custom code" in str(error):
+            raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: its own code is never run") from error
         if local:
             raise ValueError(f"MODEL_NAME = {name!r}: cannot be loaded: {error}") from error
         raise hub.OutOfReach(f"MODEL_NAME = {name!r}: cannot be loaded", hub.hub_reason(error, problem)) from error

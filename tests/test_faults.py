@@ -351,7 +351,7 @@ def test_the_code_of_a_model_does_not_run_whatever_is_typed(tiny_model, tmp_path
     (model / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\n{code}")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="cannot be loaded: its own code is never run"):
         model_utils.load_model(config.load(["--model_name", str(model), "--max_length", "8"]))
     with pytest.raises(ValueError):
         attention_maps(str(model), ["good"], 0)
