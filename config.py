@@ -204,10 +204,9 @@ def parse(argv=()):
     if resume is not None:  # the run has settings of its own: of those here only flags matter
         flagged = {name.upper() for name in flags}
         values |= {name: values[name][0] for name in lists & _NUMBERS - flagged}
-        values |= {name: [] for name in set(_SEVERAL.values()) - flagged}
         lists &= flagged
     for single, several in _SEVERAL.items():
-        if single.lower() in flags and several.lower() not in flags:
+        if several.lower() not in flags and (single.lower() in flags or resume is not None):
             values[several] = []  # one seed, or rule, asked for: whatever study config.py describes
     sweeps = {name: [checked(name, v) for v in values[name]] for name in _LIMITS if name in lists & _NUMBERS}
     valid = {name: checked(name, values[name]) for name in _LIMITS if name not in sweeps}

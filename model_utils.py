@@ -17,8 +17,12 @@ import config
 from harness import hub, tables
 
 USUAL_COLUMNS = (
-    *(("sentence1", "sentence2"), ("question1", "question2"), ("premise", "hypothesis"), ("question", "sentence")),
-    *(("sentence",), ("text",)),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("sentence",),
+    ("text",),
 )
 EVALUATION_SPLITS = ("validation", "validation_matched", "dev", "valid", "val", "test")
 MANY_UNKNOWN = 0.05  # part of the tokens
@@ -249,8 +253,8 @@ def load_model(settings):
     logging.disable_progress_bar()
     if not local:
         huggingface_hub.utils.enable_progress_bars()  # of downloads: the weights are hundreds of megabytes
-    where = {"local_files_only": local or bool(problem), "revision": revision}
-    where["trust_remote_code"] = False  # without it transformers asks on the terminal whether to run a model's code
+    # Without the last, transformers asks on the terminal whether to run a model's code.
+    where = {"local_files_only": local or bool(problem), "revision": revision, "trust_remote_code": False}
     head = {"num_labels": settings.num_labels, "ignore_mismatched_sizes": True}  # another head is refused below
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)

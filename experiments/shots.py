@@ -139,10 +139,9 @@ def save_frontier(reference):
     plot_frontier(figure.subplots(), read_study(reference)["arms"])
     note = (
         "Arms have different seeds: each lies at the mean of classical plus its mean difference from classical on the "
+        "same seeds. Bars and band: Student's 95% interval of that difference, for each alone."
     )
-    figures.add_note(
-        figure, note + "same seeds. Bars and band: Student's 95% interval of that difference, for each alone."
-    )
+    figures.add_note(figure, note)
     return figures.save_figure(figure, reference / "frontier.png")
 
 

@@ -25,8 +25,10 @@ def read_table(path):
         else:
             text = path.read_bytes().decode().removeprefix("\ufeff")
             array = path.suffix == ".json" and text.lstrip().startswith("[")
-            read = read_json_array if array else read_json_lines if "json" in path.suffix else read_fields
-            values = read(text, tabs=path.suffix == ".tsv") if read is read_fields else read(text)
+            if "json" in path.suffix:
+                values = read_json_array(text) if array else read_json_lines(text)
+            else:
+                values = read_fields(text, path.suffix == ".tsv")
             rows = pandas.DataFrame(list(values.values()), index=list(values), dtype=object)
             rows = rows.rename_axis(None if array else "line", axis="columns")
     except UnicodeDecodeError as error:

@@ -319,7 +319,7 @@ def compare(arms, arm, base, part="secondary", margin=EQUIVALENCE_MARGIN):
     """
     mine, theirs = arms[arm], arms[base]
     seeds = sorted(mine.keys() & theirs.keys())
-    examples = min(arm[seeds[0]]["environment"]["data"]["evaluation_examples"] for arm in (mine, theirs))
+    examples = min(examples_of(found[seeds[0]])[1] for found in (mine, theirs))
     differences = [final(mine[seed], "accuracy") - final(theirs[seed], "accuracy") for seed in seeds]
     row = {
         **{"part": part, "arm": arm, "base": base, "rule": rule_of(mine), "base_rule": rule_of(theirs)},
@@ -419,7 +419,7 @@ def recovered_rows(arms, headroom):
         bases = [beside(arms, name, rule) for rule in ("classical", "frozen")]
         if seeds and rule_of(arm) not in ("classical", "frozen") and bases == [row["arm"], row["base"]]:
             values, classical, frozen = ([final(a[seed], "accuracy") for seed in seeds] for a in (arm, *others))
-            resolution = 1 / min(a[seeds[0]]["environment"]["data"]["evaluation_examples"] for a in (arm, *others))
+            resolution = 1 / min(examples_of(a[seeds[0]])[1] for a in (arm, *others))
             fraction, interval = recovered_fraction(values, frozen, classical, resolution)
             found = {"arm": name, "classical": row["arm"], "frozen": row["base"], "rule": rule_of(arm)}
             rows.append(found | {"n": len(seeds), "fraction": fraction, "interval": interval})

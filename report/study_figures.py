@@ -166,11 +166,11 @@ def plot_difference_over_steps(ax, arms, row):
     that the table has of the last step. Arms of different numbers of steps have none, which is said."""
     arm, base = arms[row["arm"]], arms[row["base"]]
     seeds = sorted(arm.keys() & base.keys())
-    steps, values = by_step([a[seed] for a in (arm, base) for seed in seeds], "eval_accuracy")
     last = {a[seeds[0]]["statistics"]["steps"] for a in (arm, base)}
     if len(last) > 1:
         ax.text(0.5, 0.5, f"{' and '.join(map(str, sorted(last)))} steps", transform=ax.transAxes, ha="center")
         return ax
+    steps, values = by_step([a[seed] for a in (arm, base) for seed in seeds], "eval_accuracy")
     differences = values[:, : len(seeds)] - values[:, len(seeds) :]
     colour = RULES[row["rule"]].colour
     ax.axhspan(-100 * row["margin"], 100 * row["margin"], color=MARGIN_COLOUR, lw=0)
