@@ -19,6 +19,7 @@ from harness.interrupts import obeyed, uninterrupted
 from harness.process_group import rank, stopped_by_lost_process
 
 FILES = ("model.safetensors", "training_state.pt")
+PROGRESS = {"settings", "random", "step", "evaluation", "evaluation_due", "offsets"}  # see start_or_restore
 
 
 def random_state():
@@ -95,8 +96,9 @@ def load(run):
                 if sha256(folder / name) != hashes[name]:
                     raise ValueError(f"{name} is not what was written")
             state = torch.load(folder / "training_state.pt", weights_only=True, map_location="cpu")
-            missing = {"python", "numpy", "torch", "cuda"} - state["progress"]["random"].keys()
-            if missing:
+            if missing := PROGRESS - state["progress"].keys():  # of an earlier version
+                raise ValueError(f"{', '.join(sorted(missing))} is missing")
+            if missing := {"python", "numpy", "torch", "cuda"} - state["progress"]["random"].keys():
                 raise ValueError(f"random state {', '.join(sorted(missing))} is missing")
             return state | {"model": folder / "model.safetensors"}
         except MemoryError:

@@ -27,7 +27,7 @@ def load_to_resume(run, settings, environment):
     except ValueError as error:
         raise run_folder.CannotResume(error) from None
     run_folder.require_rows(run, checkpoint["progress"]["offsets"])
-    run_folder.require_settings(run, checkpoint["progress"].get("settings", {}), settings)
+    run_folder.require_settings(run, checkpoint["progress"]["settings"], settings)
     return environment, checkpoint
 
 

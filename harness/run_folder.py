@@ -341,7 +341,7 @@ def require_rows(folder, offsets):
 def require_settings(folder, trained_with, settings):
     """Raise CannotResume where the settings are not those that the checkpoint was trained with, a dict by name of those
     that the result depends on."""
-    for name, before in (trained_with or {"settings": "of another layout"}).items():
+    for name, before in trained_with.items():
         if (value := getattr(settings, name, None)) != before:
             raise CannotResume(
                 f"--resume {folder}: {name.upper()} = {value!r}: the checkpoint was trained with {before!r}"

@@ -158,7 +158,8 @@ def damage(folder, how):
             (folder / "training_state.pt").write_bytes(pickle.dumps(Poison()))
         else:
             state = torch.load(folder / "training_state.pt", weights_only=True)
-            del state["progress"]["random"]["numpy"]
+            part = state["progress"]["random"] if how == "no numpy state" else state["progress"]
+            del part["numpy" if how == "no numpy state" else "settings"]
             torch.save(state, folder / "training_state.pt")
         hashes = {name: checkpoints.sha256(folder / name) for name in checkpoints.FILES}
         (folder / "sha256.json").write_text(json.dumps(hashes))
@@ -172,6 +173,7 @@ def damage(folder, how):
         ("empty", "No such file"),
         ("poisoned pickle", "Weights only load failed"),
         ("no numpy state", "random state numpy is missing"),
+        ("of a version that kept no settings", "settings is missing"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(cut_run, whole, capsys, how, why):
