@@ -120,17 +120,16 @@ def runs_of(rates):
 
 
 def compare(accuracies, examples):
-    """Final accuracies with the device's response minus without, a row for each of ARMS, as lanes.paired_row has it.
+    """Final accuracies with the device's response minus without, a row for each of ARMS, as lanes.judge has it.
 
-    accuracies: two lists, fitted and ideal, in the order of runs_of. examples: number of those evaluated. p_holm: of
-    the secondary comparisons, all rows but the first.
+    accuracies: two lists, fitted and ideal, in the order of runs_of. examples: number of those evaluated.
     """
     rows = []
     for place, (optimizer, shots) in enumerate(ARMS):
         pairs = zip(*(found[place :: len(ARMS)] for found in accuracies), strict=True)
         differences = [fitted - ideal for fitted, ideal in pairs]
-        rows.append({"optimizer": optimizer, "shots": shots} | lanes.paired_row(differences, MARGIN, examples))
-    lanes.correct_secondary(rows)
+        rows.append({"optimizer": optimizer, "shots": shots, "differences": differences, "examples": examples})
+    lanes.judge(rows, MARGIN)
     return rows
 
 

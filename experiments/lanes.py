@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import config  # noqa: E402
 from harness import run_folder  # noqa: E402
 from harness.files import write_atomically, write_json, write_text  # noqa: E402
-from report import statistics  # noqa: E402
+from report import statistics, study  # noqa: E402
 
 KEPT = ("config.json", "environment.json", "metrics.csv", "predictions.csv", "training_statistics.json")
 
@@ -198,20 +198,17 @@ def final_accuracies(reference):
     return accuracy
 
 
-def paired_row(differences, margin, examples):
-    """A row of paired differences of accuracy: differences, what statistics.paired says, and Student's interval.
+def judge(rows, margin):
+    """Add to rows of paired differences what statistics.paired and report.study.judge say of them.
 
-    examples: number of those evaluated.
+    rows: dicts with `differences` and `examples`, the number of those evaluated; the first is the primary comparison,
+    the others are one family. margin: within which two arms are equivalent.
     """
-    tests = statistics.paired(differences, margin, 1 / examples)
-    return {"differences": differences, **tests, "interval": statistics.student_interval(tests, statistics.ALPHA)}
-
-
-def correct_secondary(rows):
-    """Give every row but the first, the primary comparison, its p_holm and p_equal_holm."""
-    for name in ("p", "p_equal"):
-        for row, p in zip(rows[1:], statistics.adjusted([row[name] for row in rows[1:]]), strict=True):
-            row[f"{name}_holm"] = p
+    for row in rows:
+        tests = statistics.paired(row["differences"], margin, 1 / row["examples"])
+        row |= {"margin": margin, "discordant": None, **tests}
+    for family in (rows[:1], rows[1:]):
+        study.judge(family)
 
 
 def on_data(settings, given, data, name):

@@ -34,7 +34,7 @@ QUANTUM, CLASSICAL = {"update_rule": "quantum", "quantum_optimizer": "adamw"}, {
 def main():
     given = lanes.arguments(__doc__.splitlines()[0])
     results = lanes.ROOT / "results"
-    published, matched = results / "reference", {}
+    published = results / "reference"
     tasks = [("word_order", word_order, make_word_order, "word order", ["word_order", "shots"])]
     tasks += [("sentiment", sentiment, make_sentiment, "sst2", ["sentiment"])]
     for task, script, make, data, before in tasks:
@@ -45,13 +45,18 @@ def main():
         arms = [CLASSICAL] + [QUANTUM | {"shots": shots} for shots in SHOTS]
         runs = [common | arm | {"seed": seed} for seed in SEEDS for arm in arms]
         lanes.run_all(runs, work, given.lanes, reference, names, [published / question for question in before])
-        matched[task] = compare_at_same_loss(reference)
-    lanes.correct_secondary([row for rows in matched.values() for row in rows])
-    write_json(published / "randomness" / "matched.json", matched)
+    write_json(published / "randomness" / "matched.json", compare_at_same_loss(published / "randomness"))
 
 
-def compare_at_same_loss(reference):
-    """Accuracy at each number of shots minus that of `classical`: rows of shots and what lanes.paired_row has."""
+def compare_at_same_loss(published):
+    """What every number of shots does on the tasks, folders of `published`: lists of rows by task, see lanes.judge."""
+    found = {task: differences_at_same_loss(published / task) for task in ("word_order", "sentiment")}
+    lanes.judge([row for rows in found.values() for row in rows], MARGIN)
+    return found
+
+
+def differences_at_same_loss(reference):
+    """Accuracy at each number of shots minus that of `classical`, a list of dicts: shots, differences, examples."""
     curves = {}
     for folder in sorted(reference.glob("run_*")):
         run = run_folder.read(folder)
@@ -65,9 +70,8 @@ def compare_at_same_loss(reference):
             target = max(curves[arm, other][0].min() for arm, other in curves if other == seed)
             at = [accuracy_at(target, *curves[arm, seed]) for arm in (shots, 0)]
             differences.append(at[0] - at[1])
-        if differences:
-            examples = run["environment"]["data"]["evaluation_examples"]
-            rows.append({"shots": shots} | lanes.paired_row(differences, MARGIN, examples))
+        examples = run["environment"]["data"]["evaluation_examples"]
+        rows.append({"shots": shots, "differences": differences, "examples": examples})
     return rows
 
 
