@@ -177,8 +177,6 @@ def check_arm(wanted):
     """Raise ValueError unless an ARM of question.json, a dict, names settings that there are."""
     if unknown := wanted.keys() - set(config.Settings._fields):
         raise ValueError(f"no such setting: {', '.join(sorted(unknown))}")
-    if "update_rule" in wanted and wanted["update_rule"] not in RULES:
-        raise ValueError(f"no such update rule: {wanted['update_rule']}")
     for name, value in wanted.items():
         config.checked(name.upper(), value)
 

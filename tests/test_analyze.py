@@ -68,7 +68,7 @@ def test_a_folder_of_runs_is_a_study_and_what_is_broken_is_skipped(finished_run,
     assert (results / "analysis" / "attention_quantum.png").exists()
     (results / "question.json").write_text('{"question": "Q", "primary": ["quantum", "classic"]}')
     assert run_analysis(results) == 2
-    assert "question.json cannot be used: no such update rule: classic" in capsys.readouterr().err
+    assert "question.json cannot be used: UPDATE_RULE = 'classic': must be one of" in capsys.readouterr().err
 
 
 def copies(run, results, *changes):

@@ -271,7 +271,7 @@ def test_the_question_names_what_is_compared(tmp_path):
         ('{"question": "Q"}', "lacks 'primary'"),
         ('{"primary": ["quantum", "classical"]}', "lacks 'question'"),
         ('{"question": "Q", "primary": ["quantum"]}', "cannot be used"),
-        ('{"question": "Q", "primary": ["quantum", "classic"]}', "no such update rule: classic"),
+        ('{"question": "Q", "primary": ["quantum", "classic"]}', "UPDATE_RULE = 'classic': must be one of"),
         ('{"question": "Q", "primary": ["quantum", {"shot": 1}]}', "no such setting: shot"),
         ('{"question": "Q", "primary": ["quantum", 1]}', "cannot be used"),
         ('{"question": "Q", "primary": ["quantum", "exact"], "secondary": [["quantum"]]}', "cannot be used"),
