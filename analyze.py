@@ -106,8 +106,8 @@ def compare_run(run, out):
     if partner is None:
         print(f"  to compare it with another rule, first: {pair.command_for_partner(run)}")
         return []
-    print(f"  compared with {partner['folder']}: {pair.compare_pair(run, partner)}")
     first, last = pair.ordered(run, partner)
+    print(f"  compared with {partner['folder']}: {pair.compare_pair(first, last)}")
     return [
         *save_or_explain(pair.save_curves_of_both, out / "comparison.png", first, last),
         *save_or_explain(save_attention_of_both, out / "attention_of_both.png", first, last),

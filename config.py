@@ -425,7 +425,7 @@ def check_together(settings, given):
         for name in sorted(_DEVICE_SETTINGS & set(given) | ({"dry_run"} if settings.dry_run == "yes" else set())):
             value = getattr(settings, name)
             raise ValueError(f"{name.upper()} = {value!r} with BACKEND = 'aer': must be left out, it is for devices")
-    elif backend != "aer" and rule.measures:
+    elif rule.measures:
         if rule.draw is not joint_shots:
             raise ValueError(
                 f"UPDATE_RULE = {settings.update_rule!r} with BACKEND = {backend!r}: must be quantum, or one without "

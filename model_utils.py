@@ -206,7 +206,7 @@ def tokenize(tokenizer, examples, max_length):
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def check_vocabulary(tokenizer, encoded, model, warn=print):
+def check_vocabulary(tokenizer, encoded, model, warn):
     """Raise ValueError if tokenized examples have ids that the model has no embedding for; warn(line) where more than
     MANY_UNKNOWN of their tokens are unknown to the tokenizer."""
     ids = [number for item in encoded for number in item["input_ids"]]
@@ -311,7 +311,7 @@ def positions(model):
     return [bound for bound in bounds if bound > 0] or [10**9]
 
 
-def load_or_stand_in(settings, given, warn=print):
+def load_or_stand_in(settings, given, warn):
     """(settings, data, model, tokenizer, model source), settings as they are really used.
 
     Where the hub cannot give the published model or data, the embedded ones stand in, and `warn` is called with a loud
@@ -351,7 +351,7 @@ def loud(text):
     return f"*** {' '.join(text.split())} ***"
 
 
-def resolve_stand_ins(runs, given, warn=print):
+def resolve_stand_ins(runs, given, warn):
     """The settings of every run of a study as they are really used: what stands in is found with the first of them."""
     used = load_or_stand_in(runs[0], given, warn)[0]
     swapped = {name: getattr(used, name) for name in ("model_name", "dataset_name", "dataset_config")}

@@ -230,14 +230,9 @@ def linear_angle(operation, angles):
     return constant, np.array(slopes)
 
 
-def outcome_bits(num_qubits):
-    """Bits of every outcome, uint8 (2^n, n), little-endian: column i is qubit i."""
-    return ((np.arange(2**num_qubits)[:, None] >> np.arange(num_qubits)) & 1).astype(np.uint8)
-
-
 def minus_z(num_qubits):
-    """Eigenvalues of -Z_i for every outcome, float64 (2^n, n): +1 where bit i is one, -1 where it is zero."""
-    return 2.0 * outcome_bits(num_qubits) - 1.0
+    """Eigenvalues of -Z_i for every outcome, float64 (2^n, n): +1 where bit i of it is one, else -1."""
+    return 2.0 * (np.arange(2**num_qubits)[:, None] >> np.arange(num_qubits) & 1) - 1.0
 
 
 def outcome_probabilities(ansatz, x):

@@ -176,7 +176,7 @@ def train(job, run, checkpoint=None):
             # Accumulate the gradients of the step's batches, for every weight.
             batches = batches_of_step(len(job.train_set), settings, epoch, place)
             loss, accuracy = accumulate_gradients(job, distributed, batches, step, timer)
-            gradients = selected_gradients(weights)
+            gradients = {name: weight.grad for name, weight in weights.items()}
 
             # Measure those of the selected weights with the circuits.
             with timer("quantum"):
@@ -271,11 +271,6 @@ def require_finite(tensors):
     for name, tensor in tensors.items():
         if tensor is not None and not torch.isfinite(tensor).all():
             raise FloatingPointError(f"{name} is not finite")
-
-
-def selected_gradients(weights):
-    """The gradients of the selected weights, a dict by name."""
-    return {name: weight.grad for name, weight in weights.items()}
 
 
 def quantum_learning_rate(settings, done):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import MappingProxyType
 
 from tqdm import tqdm
 
@@ -30,7 +29,7 @@ def flags_of(settings):
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
-def identity_of(run, names=MappingProxyType({})):
+def identity_of(run, names):
     """What run_folder.identity says of a dict of settings; names: see `publish`, whose runs have no paths."""
     return identity_without_paths(config.load(flags_of(run)), names)
 
@@ -57,7 +56,7 @@ def run_all(runs, results_dir, lanes, reference, names, others=(), program=ROOT 
             write_atomically(free_place(reference, run.name), lambda folder, run=run: shutil.copytree(run, folder))
             published.add(key)
     _, resumable = run_folder.find_finished_and_resumable(results_dir)
-    todo = [(identity_of(run), run) for key, run in wanted.items() if key not in published]
+    todo = [(identity_of(run, {}), run) for key, run in wanted.items() if key not in published]
 
     def make(job):
         key, run = job

@@ -233,8 +233,7 @@ def measure_curvature(job, gradient):
 def shots_at_parity(row, budget):
     """Shots of a circuit, a row of the budget, whose noise is as large as the minibatch's; an estimate of |G|^2 below 0
     counts as 0."""
-    inverse = budget["inverse_batch_noise"]
-    return noise.parity_shots(row["one_shot"], 1 / inverse if inverse > 0 else math.inf)
+    return row["one_shot"] * (1 + max(budget["inverse_batch_noise"], 0))
 
 
 def in_words(budget):

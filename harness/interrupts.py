@@ -3,7 +3,6 @@ once, and whole."""
 
 import contextlib
 import signal
-import threading
 
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; Windows has none
 SIGNALS = {signal.SIGINT, signal.SIGTERM, HANGUP}
@@ -24,10 +23,7 @@ def obey(number, _):
 
 @contextlib.contextmanager
 def handled_by(handler):
-    """The handler of all within the block; in another thread than the main one it changes nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """The handler of all within the block."""
     ignored = {HANGUP} if signal.getsignal(HANGUP) is signal.SIG_IGN else set()  # by nohup
     before = {number: signal.signal(number, handler) for number in SIGNALS - ignored}
     try:

@@ -1,6 +1,6 @@
 """Figures of circuits (response, covariance of the measured gradient) and of devices.
 
-Plot functions take an Axes and return it. *_figure functions return a Figure and its title, device_figure the Figure.
+Plot functions take an Axes and return it, *_figure functions return a Figure.
 """
 
 import itertools
@@ -203,8 +203,8 @@ def plot_device_response(ax, arms):
     return ax
 
 
-def measure_random_groups(settings, groups=24):
-    """(x, decoded means), both float64 (groups, n): random x in [-1, 1] measured on the device of a run's settings.
+def measure_random_groups(settings):
+    """(x, decoded means), both float64 (24, n): random x in [-1, 1] measured on the device of a run's settings.
 
     Raises ValueError if there is no such device.
     """
@@ -213,7 +213,8 @@ def measure_random_groups(settings, groups=24):
     n = settings["num_qubits"]
     ansatz = quantum_circuits.build_ansatz(settings["circuit"], n, settings["entangling_angle"])
     device, _ = devices.open_device(settings["backend"], n, settings["device_noise"] == "on")
-    backend = devices.DeviceBackend(ansatz, device, mitigation=settings["mitigation"])
-    x = np.random.default_rng(0).uniform(-1, 1, (groups, n))
+    options = {name: settings[name] for name in ("mitigation", "dynamical_decoupling", "twirling")}
+    backend = devices.DeviceBackend(ansatz, device, **options)
+    x = np.random.default_rng(0).uniform(-1, 1, (24, n))
     means, *_ = backend.measure(x, settings["shots"], (0, 1, 0))
     return x, means @ ansatz.inverse.T

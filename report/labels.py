@@ -97,10 +97,7 @@ def in_words(name, value):
 
 def used_settings(settings):
     """The settings that a run's result depends on under its rule, without the seed, a dict."""
-    used = config.settings_that_affect_result(settings)
-    # Older runs on the embedded sentences kept the configuration of the data that these stood in for.
-    ignored = {"seed", "dataset_config"} if used["dataset_name"] == "embedded" else {"seed"}
-    return {name: value for name, value in used.items() if name not in ignored}
+    return {name: value for name, value in config.settings_that_affect_result(settings).items() if name != "seed"}
 
 
 def varying(settings):

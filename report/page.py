@@ -40,8 +40,9 @@ def report_content(study, figures):
     head = [f"Expected before the runs: {question['prediction']}"] if "prediction" in question else []
     head += [f"Primary comparison: {row['conclusion']}" for row in rows if row["part"] == "primary"]
     head += headroom_in_words(study["headroom"])
-    others = [row["conclusion"] for row in rows if row["part"] != "primary"]
-    unsaid = [row["conclusion"] for row in rows if row["part"] != "primary" and says_little(row)]
+    secondary = [row for row in rows if row["part"] != "primary"]
+    others = [row["conclusion"] for row in secondary]
+    unsaid = [row["conclusion"] for row in secondary if row["verdict"] == "undecided" and row["n"] < SMALLEST_N]
     if len(unsaid) > MOST_UNSAID:
         others = [sentence for sentence in others if sentence not in unsaid]
         others.append(f"{len(unsaid)} comparisons of fewer than {SMALLEST_N} seeds are undecided, see the table.")
@@ -65,11 +66,6 @@ def report_content(study, figures):
         "figures": figures,
         "records": [settings_table(runs), seconds_table(study["arms"]), versions_table(runs), runs_table(runs)],
     }
-
-
-def says_little(row):
-    """Whether a comparison is undecided for want of seeds."""
-    return row["verdict"] == "undecided" and row["n"] < SMALLEST_N
 
 
 def accuracy_table(arms):

@@ -69,8 +69,7 @@ def command_for_partner(run):
 
 
 def compare_pair(run, partner):
-    """What two runs of one seed show, a sentence: the other rule against classical."""
-    run, partner = ordered(run, partner)
+    """What two runs of one seed, as `ordered` gives them, show, a sentence: the other rule against classical."""
     seed = run["settings"]["seed"]
     arms = {r["settings"]["update_rule"]: {seed: r} for r in (run, partner)}
     row = compare(arms, *arms)
@@ -86,7 +85,7 @@ def ordered(run, partner):
 def save_curves_of_both(path, run, partner):
     """Save loss, accuracy and, where it was measured, cosine of both runs over steps, overlaid, as a figure, and return
     the path."""
-    runs = ordered(run, partner)
+    runs = run, partner
     cosines = any(row["cosine"] is not None for one in runs for row in one["rows"])
     figure = new_figure(13 if cosines else 10, 4)
     axes = figure.subplots(1, 3 if cosines else 2)

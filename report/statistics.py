@@ -15,8 +15,8 @@ SMALLEST_N = 6  # pairs from which on a sign-flip test can reach p < ALPHA: with
 LARGEST_N = 1000  # seeds that plans look at
 
 
-def spread(values, alpha=ALPHA):
-    """Mean, standard deviation (n - 1 in the denominator) and Student's interval of the mean at level 1 - alpha.
+def spread(values):
+    """Mean, standard deviation (n - 1 in the denominator) and Student's 95% interval of the mean.
 
     values: floats, shape (n,). Returns (mean, deviation, (low, high)); (mean, None, None) for n = 1.
     """
@@ -25,7 +25,7 @@ def spread(values, alpha=ALPHA):
     if len(values) < 2:
         return mean, None, None
     deviation = float(values.std(ddof=1))
-    half = float(stats.t.ppf(1 - alpha / 2, len(values) - 1)) * deviation / np.sqrt(len(values))
+    half = float(stats.t.ppf(1 - ALPHA / 2, len(values) - 1)) * deviation / np.sqrt(len(values))
     return mean, deviation, (mean - half, mean + half)
 
 
@@ -139,11 +139,11 @@ def smallest_discordant_effect(gained, lost, examples, alpha=ALPHA):
     return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) * np.sqrt(max(gained + lost, 1)) / examples)
 
 
-def recovered_fraction(values, frozen, classical, resolution=0.0, alpha=ALPHA):
+def recovered_fraction(values, frozen, classical, resolution=0.0):
     """(fraction, interval) of the headroom that a rule recovers, (rule - frozen) / (classical - frozen), of the means.
 
     values, frozen, classical: accuracies, floats, shape (n,), paired by seed. resolution: see `paired`, the least
-    deviation of gain and of headroom. The interval at level 1 - alpha is Fieller's for paired means; None where n = 1
+    deviation of gain and of headroom. The 95% interval is Fieller's for paired means; None where n = 1
     or the headroom's own interval reaches 0: it has no bounds then.
 
     Source: E. Fieller, Journal of the Royal Statistical Society B 16, 175 (1954).
@@ -152,7 +152,7 @@ def recovered_fraction(values, frozen, classical, resolution=0.0, alpha=ALPHA):
     n, top, bottom = len(gain), gain.mean(), headroom.mean()
     if n < 2:
         return (float(top / bottom) if bottom else None), None
-    t_squared = stats.t.ppf(1 - alpha / 2, n - 1) ** 2
+    t_squared = stats.t.ppf(1 - ALPHA / 2, n - 1) ** 2
     (top_variance, covariance), (_, variance) = np.cov(gain, headroom) / n
     top_variance, variance = np.maximum((top_variance, variance), resolution**2 / n)
     a = bottom**2 - t_squared * variance

@@ -237,11 +237,7 @@ def final(run, name):
 
 def differing(arm, base):
     """Names of the settings that both arms' results depend on, and in which they differ, a set; the seed left out."""
-    return changed_between(*(labels.used_settings(settings_of(a)) for a in (arm, base)))
-
-
-def changed_between(mine, theirs):
-    """Names of the settings that two dicts, as used_settings gives them, both have and in which they differ, a set."""
+    mine, theirs = (labels.used_settings(settings_of(a)) for a in (arm, base))
     return {name for name in mine.keys() & theirs.keys() if mine[name] != theirs[name]}
 
 
@@ -278,31 +274,22 @@ def choose_pairs(arms):
     Every arm against classical and against frozen, quantum against each control, and neighbours along one setting that
     differs within a rule. Frozen against classical is left out, it is the headroom.
     """
-    pairs = []
-    for rule, base_rule in itertools.product(RULES, RULES):
-        if rule not in (base_rule, "frozen", "classical") and (
-            rule == "quantum" or base_rule in ("classical", "frozen")
-        ):
-            pairs += pairs_of_rules(arms, rule, base_rule)
-    used, above = {name: labels.used_settings(settings_of(arm)) for name, arm in arms.items()}, {}
-    for base, arm in itertools.combinations(arms, 2):  # in the order of the values: the first found is the next one
-        low, high = used[base], used[arm]
-        if low["update_rule"] == high["update_rule"]:
-            changed = changed_between(low, high)
-            if len(changed) == 1:
-                above.setdefault((base, *changed), arm)
-    return pairs + [(arm, base) for (base, _), arm in above.items() if arms[arm].keys() & arms[base].keys()]
-
-
-def pairs_of_rules(arms, rule, base_rule):
-    """Pairs of labels (arm, base) of arms of these two rules that share a seed and differ in nothing but the rule."""
-    return [
+    pairs = [
         (name, base_name)
+        for rule, base_rule in itertools.product(RULES, RULES)
+        if rule not in (base_rule, "frozen", "classical")
+        and (rule == "quantum" or base_rule in ("classical", "frozen"))
         for (name, arm), (base_name, base) in itertools.product(arms.items(), arms.items())
         if (rule_of(arm), rule_of(base)) == (rule, base_rule)
         and differing(arm, base) == {"update_rule"}
         and arm.keys() & base.keys()
     ]
+    above = {}
+    for base, arm in itertools.combinations(arms, 2):  # in the order of the values: the first found is the next one
+        changed = differing(arms[arm], arms[base])
+        if len(changed) == 1 and "update_rule" not in changed:
+            above.setdefault((base, *changed), arm)
+    return pairs + [(arm, base) for (base, _), arm in above.items() if arms[arm].keys() & arms[base].keys()]
 
 
 # --- What a comparison shows

@@ -90,7 +90,7 @@ def test_asked_for_outright(tmp_path, capsys):
 def test_its_learning_rate_gives_way_to_one_on_the_command_line():
     for flags, expected in (([], "embedded_learning_rate"), (["--learning_rate", "1e-3"], None)):
         flags = ["--model_name", "embedded", "--dataset_name", "embedded", *flags]
-        settings, *_ = model_utils.load_or_stand_in(config.load(flags), config.parse(flags).given)
+        settings, *_ = model_utils.load_or_stand_in(config.load(flags), config.parse(flags).given, print)
         assert settings.learning_rate == (getattr(settings, expected) if expected else 1e-3)
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -58,18 +57,6 @@ def test_what_must_happen_whole_is_interrupted_after_it_even_where_a_library_swa
         with pytest.raises(ZeroDivisionError), interrupts.uninterrupted():
             1 / 0  # noqa: B018, its error says more
         assert done == [1, 2]
-
-
-def test_in_another_thread_nothing_changes():
-    def run():
-        with interrupts.held(), interrupts.obeyed(), interrupts.uninterrupted():
-            seen.append(signal.getsignal(signal.SIGINT))
-
-    seen, before = [], signal.getsignal(signal.SIGINT)
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [before]
 
 
 # --- Runs

@@ -438,4 +438,4 @@ def test_unknown_words_are_warned_of_and_ids_beyond_the_vocabulary_refused(tiny_
     assert len(lines) == 1 and "10% of the tokens are unknown" in lines[0]
     size = model.get_input_embeddings().num_embeddings
     with pytest.raises(ValueError, match=f"gives id {size}: must be below {size}"):
-        model_utils.check_vocabulary(tokenizer, [{"input_ids": [size]}], model)
+        model_utils.check_vocabulary(tokenizer, [{"input_ids": [size]}], model, print)

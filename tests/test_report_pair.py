@@ -82,7 +82,7 @@ def test_the_difference_is_that_of_the_rule_to_classical_whichever_was_made_last
 ):
     run = run_folder.read(copy(finished_run, tmp_path, "run_20260101_000001"))
     base = run_folder.read(copy(finished_run, tmp_path, "run_20260101_000002", update_rule="classical"))
-    sentence = pair.compare_pair(*((base, run) if classical_first else (run, base)))
+    sentence = pair.compare_pair(*pair.ordered(*((base, run) if classical_first else (run, base))))
     assert sentence.startswith(
         "quantum against classical (circuits and optimizer together): undecided (+0.0 points with one seed; of 10 "
     )

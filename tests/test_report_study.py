@@ -88,12 +88,6 @@ def test_settings_that_have_a_name_are_settings(tmp_path):
     assert labels.name_in_words("dry_run") == "dry run"
 
 
-def test_embedded_runs_are_one_arm_whether_they_stand_in_or_were_asked_for(tmp_path):
-    embedded = {"model_name": "embedded", "dataset_name": "embedded"}
-    runs = [fake_run(tmp_path, "quantum", seed, 0.7, **embedded, dataset_config="sst2"[: 4 * seed]) for seed in (0, 1)]
-    assert {label: sorted(arm) for label, arm in group_arms(runs).items()} == {"quantum": [0, 1]}
-
-
 # --- Tasks
 
 

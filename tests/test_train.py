@@ -400,9 +400,9 @@ def test_an_update_that_is_not_finite_diverges(tiny_flags, tmp_path, monkeypatch
     kept, real = [], model_utils.load_model
     monkeypatch.setattr(model_utils, "load_model", lambda settings: kept.append(real(settings)) or kept[-1])
     before = initial_weights(tiny_flags)
-    selected = train.selected_gradients
-    huge = lambda weights: {name: g / g.abs().max() * 3e38 for name, g in selected(weights).items()}  # noqa: E731
-    monkeypatch.setattr(train, "selected_gradients", huge)
+    measure = train.measure_gradients
+    huge = lambda found: {name: g / g.abs().max() * 3e38 for name, g in found.items()}  # noqa: E731
+    monkeypatch.setattr(train, "measure_gradients", lambda gradients, *rest: measure(huge(gradients), *rest))
     assert run_training([*tiny_flags, "--quantum_learning_rate", "100"]) == 1
     assert read_json(only_run(tmp_path / "results") / "training_statistics.json")["status"] == "diverged"
     assert "the update is not finite in torch.float32" in capsys.readouterr().err
