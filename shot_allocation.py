@@ -17,7 +17,8 @@ class Allocation(NamedTuple):
 
     groups: their places, int64 (chosen,).  shots: int64 (chosen,), from 1.  factors: float64 (chosen,), of each
     estimate, 1 / chance of being chosen, which keeps its mean.  equal_noise, optimal_noise: variance, summed over
-    the groups, that one shot for each would leave, spread equally and best; in the units of the gradient squared.
+    the groups, times the shots of each on average, spread equally and best; in the units of the gradient squared. The
+    second is the limit of many shots: whole numbers, and groups without a shot, leave up to a tenth more.
     """
 
     groups: np.ndarray

@@ -20,7 +20,8 @@ from report.words import clipped, headroom_in_words, p_in_words
 JUDGED = (
     "Intervals are Student's, over seeds: they say nothing about other sentences than those evaluated. The verdict is"
     " that of Student's paired test and of two one-sided tests against the margin (at 5% each: the 90% interval lies "
-    "within it); the sign-flip test, which assumes no normal distribution, stands beside it. {family} With fewer than"
+    "within it); the sign-flip test, which assumes that differences are symmetric rather than normal, stands beside "
+    "it. {family} With fewer than"
     " {least} seeds a sign-flip test cannot reach p < 0.05: such comparisons are no part of the Holm family, their p "
     "are corrected by Bonferroni for all secondary comparisons. One seed is judged by exact McNemar on its predictions."
     " Corrected intervals hold together with 95% (Bonferroni); Holm's tests can find what they do not. A planned number"

@@ -32,8 +32,10 @@ def spread(values):
 def paired(differences, margin=EQUIVALENCE_MARGIN, resolution=0.0):
     """Tests of paired differences, a dict: n, mean, deviation, p, p_flip, p_equal; all but n and mean None for n = 1.
 
-    p: of Student's test that the mean is 0, two-sided. p_flip: of the sign-flip test of the same. p_equal: of two
-    one-sided Student's tests that the mean lies outside of ±margin; small means equivalent.
+    p: of Student's test that the mean is 0, two-sided. p_flip: of the sign-flip test of the same, exact for
+    differences that are symmetric about 0. p_equal: of two one-sided Student's tests that the mean lies outside of
+    ±margin; small means equivalent. Student's tests and interval assume normal differences: with few seeds, of which
+    one in five fails by far more than the others scatter, they err at several times their rate.
 
     differences: floats, shape (n,). resolution: the weight of one evaluated example, 1 / examples. The deviation that
     Student's tests use is no smaller than this: less scatter is what rounding leaves, and zeros prove nothing.
@@ -134,9 +136,14 @@ def discordant(margins, base_margins):
 
 
 def smallest_discordant_effect(gained, lost, examples, alpha=ALPHA):
-    """The smallest difference of two accuracies that McNemar's test at alpha finds with 80% power, normal
-    approximation, where as many predictions differ as differed here (one at least)."""
-    return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) * np.sqrt(max(gained + lost, 1)) / examples)
+    """The smallest difference of two accuracies that exact McNemar's test at alpha finds with 80% power, where as many
+    predictions differ as differed here; None where these are too few to find any."""
+    differing = gained + lost
+    least = int(stats.binom.isf(alpha / 2, differing, 0.5)) + 1  # gained, to reject
+    if least > differing:
+        return None
+    chance = stats.beta.ppf(POWER, least, differing - least + 1)  # with which so many are gained with 80%
+    return float((2 * chance - 1) * differing / examples)
 
 
 def recovered_fraction(values, frozen, classical, resolution=0.0):

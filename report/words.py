@@ -85,10 +85,11 @@ def single(row):
         f"McNemar {p_in_words(row['p_adjusted'])}"
     )
     if row["verdict"] == "undecided":
-        return (
-            f"undecided ({points(row['mean'])} with one seed; {numbers}); the smallest effect they could have shown "
-            f"is {points(row['smallest_effect'], sign=False)}, and {needed}"
-        )
+        effect = row["smallest_effect"]
+        shown = "so few could have shown none"
+        if effect is not None:
+            shown = f"the smallest effect they could have shown is {points(effect, sign=False)}"
+        return f"undecided ({points(row['mean'])} with one seed; {numbers}); {shown}, and {needed}"
     size = points(abs(row["mean"]), sign=False)
     return f"{row['verdict']} by {size} with this one seed ({numbers}); others may differ"
 

@@ -139,14 +139,20 @@ def test_discordant_predictions_are_counted():
     assert (gained, lost) == (8, 0) and p == pytest.approx(2 / 2**8)
 
 
-def test_the_effect_of_discordant_predictions_has_80_percent_power():
-    examples, differing = 872, 60
-    effect = smallest_discordant_effect(40, 20, examples)
+@pytest.mark.parametrize("differing", [6, 7, 10, 60, 200])
+def test_the_effect_of_discordant_predictions_has_80_percent_power(differing):
+    examples = 872
+    effect = smallest_discordant_effect(differing, 0, examples)
     chance = 0.5 + effect * examples / differing / 2
     counts = np.arange(differing + 1)
     rejected = np.array([stats.binomtest(int(count), differing).pvalue < 0.05 for count in counts])
-    assert stats.binom.pmf(counts, differing, chance)[rejected].sum() == pytest.approx(0.8, abs=0.08)
-    assert smallest_discordant_effect(0, 0, 50) > 0.05
+    assert stats.binom.pmf(counts, differing, chance)[rejected].sum() == pytest.approx(0.8, abs=1e-3)
+    assert effect < differing / examples
+
+
+def test_few_discordant_predictions_can_show_no_effect():
+    assert [smallest_discordant_effect(differing, 0, 50) for differing in range(6)] == [None] * 6
+    assert smallest_discordant_effect(6, 0, 50) and smallest_discordant_effect(6, 0, 50, alpha=0.01) is None
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10, 20])

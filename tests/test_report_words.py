@@ -58,10 +58,11 @@ def test_the_sentence_says_one_verdict_and_its_numbers(tmp_path, differences, wo
         (1, 9, "worse by 8.0 points with this one seed (of 100 predictions 1 are correct in the first alone, 9 in the"),
         (5, 4, "undecided (+1.0 points with one seed; of 100 predictions 5 are correct in the first alone, 4 in the"),
         (
-            0,
-            0,
-            "exact McNemar p = 1.000); the smallest effect they could have shown is 2.8 points, and 6 seeds at least",
+            4,
+            4,
+            "exact McNemar p = 1.000); the smallest effect they could have shown is 7.6 points, and 6 seeds at least",
         ),
+        (0, 0, "exact McNemar p = 1.000); so few could have shown none, and 6 seeds at least"),
     ],
 )
 def test_one_seed_is_judged_by_the_predictions_that_differ(tmp_path, gained, lost, words):
