@@ -3,9 +3,10 @@
 For your own model and data, with the settings of config.py or any flags of train.py; --model_name results/RUN/model is
 a model after training:
 
-    python experiments/noise_budget.py [FLAGS]
+    python experiments/noise_budget.py --eval_size 0 [FLAGS]
 
-prints the budget and writes results/noise_budget.json and .png. The published one, of all-MiniLM-L6-v2 and of a
+prints the budget and writes results/noise_budget.json and .png. Gradients are of the evaluation examples: those of
+training are no draw from all that there is, once a model has seen them. The published one, of all-MiniLM-L6-v2 and of a
 model of DistilBERT's size with random weights, on word order (word_order.py), before and after training:
 
     python experiments/noise_budget.py --model FOLDER --sst2 FOLDER
@@ -109,9 +110,11 @@ def trained_model(flags, results_dir):
 def measure(settings, given):
     """The noise budget of a run's model, data and selected weights, a dict. See the head of this file."""
     job = train.prepare(settings, given)
-    steps = len(job.train_set) // settings.batch_size
+    steps = len(job.eval_set) // settings.batch_size
     if steps < 3:
-        raise ValueError(f"{len(job.train_set)} examples in batches of {settings.batch_size}: must make 3 at least")
+        raise ValueError(
+            f"EVAL_SIZE: {len(job.eval_set)} examples in batches of {settings.batch_size}: must make 3 at least"
+        )
     number = min(BATCHES, steps)
     gradients = [gradient_of_batch(job, index) for index in tqdm(range(number), desc="batches", unit="batch")]
     inverse_b, error = noise.inverse_batch_noise(inner_products(gradients))
@@ -128,17 +131,17 @@ def measure(settings, given):
 
 
 def gradient_of_batch(job, index):
-    """Gradients of the selected weights for minibatch `index` of the first epoch, with dropout, a dict of tensors."""
+    """Gradients of the selected weights for evaluation minibatch `index`, with dropout, a dict of tensors."""
     settings = job.settings
-    rows = train.batches_of_step(len(job.train_set), settings._replace(accumulation_steps=1), 1, index)[0]
+    rows = train.batches_of_step(len(job.eval_set), settings._replace(accumulation_steps=1), 1, index)[0]
     job.model.train()
     torch.manual_seed(index)
     return loss_gradients(job, rows)
 
 
 def loss_gradients(job, rows, create_graph=False):
-    """Gradients of the mean loss over the examples `rows` with respect to the selected weights, a dict of tensors."""
-    inputs, labels = train.model_utils.collate(job.tokenizer, [job.train_set[row] for row in rows], job.device)
+    """Gradients of the mean loss over the evaluation examples `rows`, of the selected weights, a dict of tensors."""
+    inputs, labels = train.model_utils.collate(job.tokenizer, [job.eval_set[row] for row in rows], job.device)
     loss = torch.nn.functional.cross_entropy(job.model(**inputs).logits.float(), labels)
     found = torch.autograd.grad(loss, list(job.weights.values()), create_graph=create_graph)
     return dict(zip(job.weights, found, strict=True))
@@ -199,12 +202,12 @@ def measure_curvature(job, gradient):
     """What the noise of one shot of `graph` does to the loss, a dict: squared_norm |g|^2, curvature g H g, and
     trace tr(H Sigma) with its standard error, of `joint` draws, with covariances, and of `independent` ones.
 
-    tr(H Sigma) is the mean of d H d over noises d = measured - g. H: Hessian of the mean loss of some training
+    tr(H Sigma) is the mean of d H d over noises d = measured - g. H: Hessian of the mean loss of some evaluation
     examples, without dropout, by products with vectors.
     """
     job.model.eval()
     with sdpa_kernel(SDPBackend.MATH):  # the other attention kernels have no second derivative
-        first = loss_gradients(job, range(min(CURVATURE_EXAMPLES, len(job.train_set))), create_graph=True)
+        first = loss_gradients(job, range(min(CURVATURE_EXAMPLES, len(job.eval_set))), create_graph=True)
         weights = list(job.weights.values())
 
         def bend(direction):

@@ -208,7 +208,7 @@ def test_every_point_of_the_frontier_has_one_rate():
 def test_noise_budget_of_the_embedded_model(tmp_path):
     """The measured cosines are the predicted ones, within 0.05: three gradients of 2,048 weights each and more."""
     flags = ["--model_name", "embedded", "--dataset_name", "embedded", "--results_dir", str(tmp_path)]
-    budget = noise_budget.measure(config.load([*flags, "--train_size", "24", "--update_rule", "classical"]), set())
+    budget = noise_budget.measure(config.load([*flags, "--eval_size", "24", "--update_rule", "classical"]), set())
     assert {row["circuit"] for row in budget["circuits"]} == set(quantum_circuits.CIRCUITS)
     for row in budget["circuits"]:
         assert row["measured_cosine"] == pytest.approx(row["predicted_cosine"], abs=0.05)
@@ -289,7 +289,7 @@ def test_curvature_of_a_quadratic_loss(monkeypatch):
     """L = |w|^2, H = 2: g H g = 2 |g|^2, and tr(H Sigma) twice the variance, within 6 standard errors."""
     w = torch.randn(2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     monkeypatch.setattr(noise_budget, "loss_gradients", lambda *_, create_graph: {"w": 2 * w})
-    job = SimpleNamespace(model=torch.nn.Identity(), train_set=[0], weights={"w": w}, settings=config.load([]))
+    job = SimpleNamespace(model=torch.nn.Identity(), eval_set=[0], weights={"w": w}, settings=config.load([]))
     g = torch.randn(2000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found = noise_budget.measure_curvature(job, {"w": g})
     assert found["curvature"] == pytest.approx(2 * found["squared_norm"])
