@@ -64,7 +64,7 @@ POINTS = [
     *[(PRODUCT, 3, SEEDS), (PRODUCT, 30, SEEDS), (PRODUCT, 100, SEEDS), (INDEPENDENT, 10, SEEDS)],
 ]
 # The order of the runs: a stop leaves every point with some seeds, and pairs of the same seeds.
-BLOCKS = [range(3), range(3, 6), range(6, 10)]
+BLOCKS = [range(3), range(3, 5), range(5, 10)]
 SERIES = {  # label -> (settings, colour, marker, line style)
     "graph": (GRAPH, figures.COLOURS[0], "o", "-"),
     "product": (PRODUCT, figures.COLOURS[1], "s", "-"),
