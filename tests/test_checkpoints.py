@@ -23,6 +23,7 @@ from conftest import (
     stop_at,
     without_times,
 )
+from safetensors.torch import load_file, save_file
 
 import train
 from harness import checkpoints, run_folder
@@ -288,12 +289,23 @@ def test_latest_is_the_latest_unfinished_run(cut_run, whole, tmp_path, capsys):
 # --- What a run goes on with
 
 
-def test_other_data_are_refused(cut_run):
-    environment = json.loads((cut_run / "environment.json").read_text())
-    environment["data"]["sha256_of_examples"] = "0" * 64
-    (cut_run / "environment.json").write_text(json.dumps(environment))
-    with pytest.raises(ValueError, match="the data is not what the run began with"):
-        run_training(["--resume", cut_run])
+@pytest.mark.parametrize("changed", ["data", "model"])
+def test_other_data_and_another_model_are_refused(tiny_flags, tiny_model, tiny_data, tmp_path, monkeypatch, changed):
+    """A word of one sentence, one weight of one matrix."""
+    data, model = shutil.copytree(tiny_data, tmp_path / "data"), shutil.copytree(tiny_model, tmp_path / "start")
+    flags = [*tiny_flags, "--dataset_name", data, "--model_name", model, "--train_size", "60"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        assert run_training(flags) == 130
+    if changed == "data":
+        text = (data / "train.tsv").read_text()
+        (data / "train.tsv").write_text(text.replace("the ", "a ", 1))
+    else:
+        weights = load_file(model / "model.safetensors")
+        weights["transformer.layer.1.ffn.lin1.weight"][3, 3] += 1e-3
+        save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"the {changed} is not what the run began with"):
+        run_training(["--resume", only_run(tmp_path / "results")])
 
 
 @pytest.mark.parametrize(
@@ -349,8 +361,15 @@ def test_accumulated_batches_are_one_large_batch(tiny_flags, tiny_model, tmp_pat
 
 
 @pytest.mark.parametrize("rule", ["quantum", "classical"])
-def test_clipping_bounds_the_gradient_that_the_circuits_get(tiny_flags, tmp_path, rule):
-    norms = {}
+def test_clipping_bounds_the_gradient_that_the_circuits_get(tiny_flags, tmp_path, monkeypatch, rule):
+    norms, norms_of_all, real = {}, [], train.accumulate_gradients
+
+    def accumulate(job, *rest):
+        result = real(job, *rest)
+        norms_of_all.append(torch.nn.utils.get_total_norm([weight.grad for weight in job.model.parameters()]).item())
+        return result
+
+    monkeypatch.setattr(train, "accumulate_gradients", accumulate)
     for limit in ("0", "0.0001", "1000000"):
         results = tmp_path / limit
         flags = ["--max_gradient_norm", limit, "--update_rule", rule, "--results_dir", str(results)]
@@ -358,3 +377,4 @@ def test_clipping_bounds_the_gradient_that_the_circuits_get(tiny_flags, tmp_path
         norms[limit] = [float(row["gradient_norm"]) for row in without_times(only_run(results))[0] if row["loss"]]
     assert norms["0"] == norms["1000000"]
     assert all(norm <= 0.0001 for norm in norms["0.0001"]) and min(norms["0"]) > 0.0001
+    assert norms_of_all[3:6] == pytest.approx([0.0001] * 3, rel=1e-3)

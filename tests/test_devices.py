@@ -21,6 +21,7 @@ from conftest import (
     run_training,
     stop_at,
 )
+from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime import executor_sampler, fake_provider
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import (
@@ -175,6 +176,18 @@ def test_mitigation_inverts_readout_errors_alone_exactly():
     assert (circuits, shots) == (3, 30)
 
 
+def test_readout_errors_are_those_of_the_circuits_that_prepare_zeros_and_ones():
+    """Each qubit reads 1 for 0 and 0 for 1 with chances of its own."""
+    backend = make_backend(mitigation="readout")
+    false_ones, false_zeros = np.array([0.1, 0.0, 0.05, 0.2, 0.0]), np.array([0.2, 0.0, 0.1, 0.1, 0.3])
+    share = np.random.default_rng(0).uniform(0, 1, (3, 5))
+    jobs = [(false_ones[None], 1 - false_zeros[None]), (false_ones + (1 - false_ones - false_zeros) * share,)]
+    backend.run = lambda *_: jobs.pop(0)
+    means, circuits, shots = backend.measure(np.zeros((3, 5)), 10, (0, 1, 0))
+    np.testing.assert_allclose(means, 2 * share - 1, atol=1e-12)
+    assert (circuits, shots) == (3 + 2, 3 * 10 + 2 * 10 * devices.CALIBRATION_SHOTS)
+
+
 def test_same_seed_same_bits_and_another_step_other_noise():
     x = np.zeros((4, 5))
     first, again, other = (make_backend().measure(x, 200, (0, step, 0))[0] for step in (1, 1, 2))
@@ -259,6 +272,21 @@ def test_a_run_of_sampled_groups_measures_as_many_as_asked_for(tiny_flags, tmp_p
     for row in metric_rows(only_run(tmp_path / "results")):
         if row["loss"]:
             assert 12 / 1024 <= float(row["coverage"]) <= 15 / 1024 and row["allocation_gain"] == ""
+
+
+def test_every_setting_of_a_circuit_and_of_a_device_reaches_the_engine_of_a_run():
+    flags = ["--entangling_angle", "0.3", "--num_qubits", "3"]
+    ansatz = qc.build_ansatz("graph", 3, 0.3)
+    np.testing.assert_array_equal(train.make_backend(config.load(flags)).ansatz.response, ansatz.response)
+    flags += ["--backend", "fake:FakeManilaV2", "--mitigation", "readout"]
+    noisy = train.make_backend(config.load([*flags, "--twirling", "measurement", "--dynamical_decoupling", "XX"]))
+    np.testing.assert_array_equal(noisy.ansatz.response, ansatz.response)
+    assert noisy.mitigation == "readout" and type(noisy.device) is fake_provider.FakeManilaV2
+    twirling = {"enable_gates": False, "enable_measure": True}
+    assert noisy.options == {"dynamical_decoupling": {"enable": True, "sequence_type": "XX"}, "twirling": twirling}
+    plain = train.make_backend(config.load([*flags, "--device_noise", "off"]))
+    assert type(plain.device) is AerSimulator and plain.device.options.noise_model is None
+    assert not plain.options["dynamical_decoupling"] and not any(plain.options["twirling"].values())
 
 
 # --- What is counted
@@ -495,10 +523,11 @@ def test_a_job_submitted_just_before_a_kill_is_found_by_its_tags(monkeypatch, tm
 
 def test_lost_connections_are_waited_out_without_submitting_again(monkeypatch, tmp_path, waits, capsys):
     lost = [ConnectionError("reset"), IBMRuntimeError("502"), TimeoutError("slow"), RequestsApiError("gone", 503)]
+    lost += [RequestsApiError("too many", 429), RequestsApiError("timeout", 408)]
     service = Service(monkeypatch, lost)
     service.backend(tmp_path / "jobs.jsonl").measure(THETA, 100, (0, 1, 0))
-    assert len(service.stored) == 1 and waits == [0, 1, 2, 3]
-    assert capsys.readouterr().err.count("out of reach, trying again") == 4
+    assert len(service.stored) == 1 and waits == [0, 1, 2, 3, 4, 5]
+    assert capsys.readouterr().err.count("out of reach, trying again") == 6
 
 
 @pytest.mark.parametrize(
@@ -552,6 +581,13 @@ def test_a_job_that_the_service_no_longer_has_is_submitted_again(monkeypatch, tm
 def test_a_token_across_the_cut_of_a_long_message_does_not_leak(monkeypatch):
     monkeypatch.setenv("QISKIT_IBM_TOKEN", SECRET)
     assert SECRET[:8] not in devices.without_secrets(ValueError("x" * 290 + SECRET))
+
+
+def test_the_token_of_a_saved_account_does_not_leak(monkeypatch):
+    monkeypatch.delenv("QISKIT_IBM_TOKEN", raising=False)
+    accounts = {"mine": {"token": SECRET}, "other": {}}
+    monkeypatch.setattr(qiskit_ibm_runtime.QiskitRuntimeService, "saved_accounts", lambda: accounts)
+    assert devices.without_secrets(ValueError(f"401 for {SECRET}")) == "401 for ***"
 
 
 def test_a_submission_whose_reply_is_lost_is_not_made_twice(monkeypatch, tmp_path, waits):
@@ -658,6 +694,38 @@ def test_the_plan_counts_at_most_what_is_submitted(monkeypatch, tmp_path):
     assert plan["circuits"] >= 3 * 5 + 2 and plan["seconds"] > 7 * devices.JOB_SECONDS
 
 
+@pytest.mark.parametrize("lines", [1, 3])
+@pytest.mark.parametrize("sizes", [[4], [10, 10], [2, 9, 4]])
+def test_the_plan_holds_for_every_way_to_choose_the_groups(monkeypatch, tmp_path, lines, sizes):
+    backend = Service(monkeypatch).backend(tmp_path / "jobs.jsonl")
+    backend.lines = [[0]] * lines
+    for groups in range(1, sum(sizes) + 1):
+        plan = backend.plan(sizes, groups, steps=1, shots=1)
+        choices = [c for c in itertools.product(*(range(size + 1) for size in sizes)) if sum(c) == groups]
+        most = max(sum(math.ceil(part / lines) for part in choice) for choice in choices)
+        assert most <= plan["circuits"] < most + len(sizes)
+        assert plan["jobs"] == max(sum(part > 0 for part in choice) for choice in choices)
+
+
+def test_the_costs_of_a_step_in_the_document_are_those_of_the_plan(monkeypatch, tmp_path):
+    document = (ROOT / "docs" / "HARDWARE.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+), (\d+)[^|]*\| (\d+) \| (\d+) \| ([\d,]+) \| ([\d.]+) \|$", document, re.MULTILINE)
+    backend = Service(monkeypatch).backend(tmp_path / "jobs.jsonl")
+    backend.lines = [[0]] * 20
+    assert len(rows) == 3
+    for groups, shots, *expected in rows:
+        plan = backend.plan([math.ceil(768 * 768 / 5)] * 4, int(groups), steps=1, shots=int(shots))
+        assert expected == [str(plan["jobs"]), str(plan["circuits"]), f"{plan['shots']:,}", f"{plan['seconds']:.1f}"]
+
+
+def test_a_shot_takes_at_least_as_long_as_the_device_waits_between_two():
+    device, ansatz = fake_provider.FakeManilaV2(), qc.build_ansatz("graph", 5, PHI)
+    for delay, each in ((1e-3, 1e-3), (1e-4, devices.SHOT_SECONDS), (None, devices.SHOT_SECONDS)):
+        device.default_rep_delay = delay
+        backend = devices.DeviceBackend(ansatz, device, service=object())
+        assert backend.expected_seconds(1000, jobs=2) == pytest.approx(2 * devices.JOB_SECONDS + 1000 * each)
+
+
 @pytest.mark.parametrize(
     ("numels", "num_qubits", "shots", "lines", "expected"),
     [
@@ -756,6 +824,16 @@ def test_more_than_the_quota_is_refused_before_anything_is_submitted(tiny_flags,
     run = only_run(tmp_path / "results")
     done = [line for line in journal_lines(run / "jobs.jsonl") if line["status"] == "done"]
     assert len(done) == len(service.stored) and all(run.name in job.tags for job in service.stored.values())
+
+
+def test_the_least_busy_device_that_fits_is_taken_and_named_for_a_run_that_goes_on(tiny_flags, tmp_path, monkeypatch):
+    service, device, asked = Service(monkeypatch), fake_provider.FakeManilaV2(), {}
+    service.least_busy = lambda **filters: asked.update(filters) or device
+    monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", lambda: service)
+    flags = ["--backend", "ibm", "--device_groups", "1", "--shots", "10", "--max_qpu_seconds", "100"]
+    assert run_training([*tiny_flags, *flags]) == 0
+    assert asked == {"operational": True, "simulator": False, "min_num_qubits": 5}
+    assert read_json(only_run(tmp_path / "results") / "config.json")["backend"] == "ibm:fake_manila"
 
 
 def test_a_run_interrupted_in_the_queue_goes_on_with_the_same_job(tiny_flags, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from conftest import ROOT, read_json, run_script
 
 import config
 import quantum_circuits
+import train
 from harness import run_folder
 from report import figures
 
@@ -178,6 +179,32 @@ def test_word_order_swaps_two_adjacent_words_of_half_of_the_sentences(tmp_path):
     assert not first & held
 
 
+@pytest.mark.parametrize("make", [data.make_word_order, data.make_sentiment])
+def test_nothing_held_out_is_part_of_a_sentence_trained_on(tmp_path, monkeypatch, make):
+    """Of whole sentences and phrases of them, as SST-2's training split has; most words are there twice."""
+    monkeypatch.setattr(data, "TUNING", 10)
+    monkeypatch.setattr(data, "HELD_OUT", 5)
+    whole = [" ".join(f"w{index}x{place // 2}" for place in range(14)) for index in range(60)]
+    parts = [" ".join(sentence.split()[first : first + 9]) for sentence in whole for first in range(6)]
+    data.write_rows(tmp_path / "train.tsv", [(text, index % 2) for index, text in enumerate([*parts, *whole])])
+    data.write_rows(tmp_path / "dev.tsv", [(f"a{index} b b c d e f g", index % 2) for index in range(20)])
+    make(tmp_path, tmp_path / "made")
+    sentence_of, known = {}, dict(data.read_rows(tmp_path / "train.tsv"))
+    for split, name in (("tuning", "train"), ("tuning", "validation"), ("final", "validation")):
+        rows = data.read_rows(tmp_path / "made" / split / f"{name}.tsv")
+        sentence_of[split, name] = [text.partition("x")[0] for text, _ in rows if text.startswith("w")]
+        for text, label in rows:
+            assert len(text.split()) in (8, 14)  # no part of a sentence
+            if make is data.make_word_order:
+                assert (sorted(text.split()) == text.split()) == (label == "0")
+            elif text.startswith("w"):
+                assert label == known[text]
+    trained, *held = sentence_of.values()
+    assert [len(numbers) for numbers in held] == ([10, 5] if make is data.make_word_order else [10, 0])
+    assert len(trained) == 60 - sum(map(len, held)) and not set(trained) & {*held[0], *held[1]}
+    assert len(data.read_rows(tmp_path / "made" / "final" / "validation.tsv")) == 20 + len(held[1])
+
+
 @pytest.mark.parametrize("name", ["word_order", "published", "sentiment", "shots", "one_shot"])
 def test_questions_name_settings_that_exist(name):
     script = __import__(name)
@@ -205,8 +232,13 @@ def test_every_point_of_the_frontier_has_one_rate():
     assert shots.rate_of(shots.GRAPH, 1000, [1e-3, 2e-3, 5e-4]) is None
 
 
-def test_noise_budget_of_the_embedded_model(tmp_path):
-    """The measured cosines are the predicted ones, within 0.05: three gradients of 2,048 weights each and more."""
+def test_noise_budget_of_the_embedded_model(tmp_path, monkeypatch):
+    """The measured cosines are the predicted ones, within 0.05: three gradients of 2,048 weights each and more.
+
+    Of evaluation examples, which no training has seen: the others are gone.
+    """
+    prepare = train.prepare
+    monkeypatch.setattr(train, "prepare", lambda *given: prepare(*given)._replace(train_set=None))
     flags = ["--model_name", "embedded", "--dataset_name", "embedded", "--results_dir", str(tmp_path)]
     budget = noise_budget.measure(config.load([*flags, "--eval_size", "24", "--update_rule", "classical"]), set())
     assert {row["circuit"] for row in budget["circuits"]} == set(quantum_circuits.CIRCUITS)

@@ -119,6 +119,11 @@ def test_splits_are_drawn_with_the_seed_and_never_overlap(tmp_path, tiny_data):
         assert not {e.text for e in data.train} & {e.text for e in data.evaluation}
         assert len({e.text for e in data.train}) == 20
     assert drawn[0].train != drawn[1].train != drawn[2].train
+    assert len({data.source["sha256_of_examples"] for data in drawn.values()}) == 3
+    all_of = [load_settings(path, "--train_size", "0", "--eval_size", "0", "--seed", str(seed)) for seed in (0, 1)]
+    held = [{e.text for e in model_utils.load_data(settings).evaluation} for settings in all_of]
+    assert len(held[0]) == len(held[1]) == 10 and held[0] != held[1]
+    assert not any(texts == {f"text {i}" for i in range(10)} for texts in held)
     folder = model_utils.load_data(load_settings(tiny_data, "--train_size", "0", "--eval_size", "0"))
     dev = (tiny_data / "dev.tsv").read_text().splitlines()[1:]
     assert len(folder.train) == 60 and sorted(e.text for e in folder.evaluation) == sorted(r[:-2] for r in dev)
@@ -406,6 +411,8 @@ def test_texts_are_cut_at_max_length(tiny_model):
     assert len(encoded[0]["input_ids"]) == 16
     inputs, labels = model_utils.collate(tokenizer, encoded, "cpu")
     assert inputs["input_ids"].shape == (1, 16) and labels.tolist() == [1]
+    (pair,) = model_utils.tokenize(tokenizer, [model_utils.Example("dull", "superb", 1)], 16)
+    assert tokenizer.decode(pair["input_ids"]).split() == ["[CLS]", "dull", "[SEP]", "superb", "[SEP]"]
 
 
 def test_an_absent_file_is_called_absent():

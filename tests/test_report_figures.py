@@ -15,6 +15,7 @@ import quantum_circuits
 from harness import run_folder
 from report import attention, figures
 from report.circuit_figures import device_figure, figures_of_circuits, figures_of_devices, group_by_device
+from report.statistics import spread
 from report.study import analyse, group_arms
 from report.study_figures import (
     forest_figure,
@@ -22,6 +23,7 @@ from report.study_figures import (
     plot_difference_over_steps,
     plot_differences,
     plot_over_steps,
+    plot_recovered,
     plot_sweep,
     study_figures,
     styles,
@@ -194,6 +196,15 @@ def test_the_forest_holds_the_intervals_of_the_table_and_the_primary_row_first(t
     assert rows[0]["part"] == "primary" and ax.get_ylim()[0] > ax.get_ylim()[1]  # the first row on top
 
 
+def test_the_recovered_fractions_are_those_of_the_table(tmp_path):
+    rows = rich_study(tmp_path)["recovered"]
+    ax = plot_recovered(figures.new_figure(6, 4).subplots(), rows, [row["arm"] for row in rows])
+    drawn_rows = [(list(line.get_xdata()), line.get_ydata()[0]) for line in ax.get_lines()]
+    assert len(rows) > 2
+    for place, row in enumerate(rows):
+        assert (pytest.approx(row["interval"]), place) in drawn_rows and ([row["fraction"]], place) in drawn_rows
+
+
 def test_of_very_many_comparisons_the_first_are_shown(tmp_path):
     rows = rich_study(tmp_path)["comparisons"]
     figure = drawn(forest_figure(rows * 20))
@@ -264,6 +275,10 @@ def test_the_sweep_shows_the_mean_of_each_arm(tmp_path):
     (points,) = [line for line in ax.get_lines() if len(line.get_xdata()) == 3 and line.get_marker() == "o"]
     assert list(points.get_xdata()) == [1, 10, 100] and ax.get_xscale() == "log"
     assert points.get_ydata() == pytest.approx([0.7201, 0.721, 0.73])
+    (bars,) = ax.containers
+    half = spread([0.70, 0.72, 0.74])[2][1] - 0.72  # the same at every number of shots
+    for (_, (_, y)), mean in zip(bars.lines[2][0].get_segments(), points.get_ydata(), strict=True):
+        assert y == pytest.approx(mean + half)
     named = {with_n(rule, 3) for rule in ("quantum", "exact", "classical", "frozen")}
     assert set(ax.get_legend_handles_labels()[1]) == named
 
@@ -318,9 +333,14 @@ def test_differences_shown_together_share_their_scale(monkeypatch, tmp_path):
     monkeypatch.setattr(attention, "maps_of_run", lambda run: columns(run["settings"]["update_rule"]))
     saved = attention.save_attention_of_several(tmp_path, [fake_run(tmp_path, rule, 0, 0.7) for rule in change])
     assert [path.name for path, _ in saved] == ["attention_quantum.png", "attention_exact.png"]
-    scales = {ax.images[0].get_clim() for figure in figure_of.values() for ax in figure.axes if "-" in ax.get_title()}
-    (scale,) = scales
+    changes = {
+        name: [ax.images[0] for ax in figure.axes if "-" in ax.get_title()] for name, figure in figure_of.items()
+    }
+    (scale,) = {image.get_clim() for images in changes.values() for image in images}
     assert scale == pytest.approx((-0.3, 0.3))
+    for rule, most in change.items():  # in two sentences, the second changed by half as much
+        shown = [image.get_array() for image in changes[f"attention_{rule}"]]
+        np.testing.assert_allclose(shown, [np.full((2, 2), most), np.full((2, 2), most / 2)])
 
 
 def test_attention_maps_are_distributions_over_the_tokens(finished_run):

@@ -1,6 +1,10 @@
 """The report: what it holds, in which order, and what it escapes."""
 
+import itertools
+
+import numpy as np
 from conftest import fake_run, fake_study
+from scipy import stats
 
 from report.page import report_content, write_report
 from report.study import analyse
@@ -76,6 +80,31 @@ def test_a_study_of_one_seed_has_no_interval_anywhere(tmp_path):
     for row in accuracies[2]:
         assert row[3] == row[4] == "-"
     assert differences[2][0] == ["not tested", "quantum", "classical", 1, "+10.00", *["-"] * 6, "undecided"]
+
+
+def test_the_tables_hold_the_numbers_of_the_runs(tmp_path):
+    """Recomputed with scipy and by counting all flips of signs."""
+    differences = np.array([0.02, -0.01, 0.03, 0.01, 0.0, 0.02])
+    runs = fake_study(tmp_path, differences)
+    for run in runs:
+        run["statistics"]["evaluations"][-1]["loss"] = 0.4 + run["settings"]["seed"] / 100
+    accuracies, comparisons = report_content(analyse(runs, {}), [])["results"]
+    reached, losses = 0.7 + differences, 0.4 + np.arange(6) / 100
+    low, high = stats.ttest_1samp(reached, 0).confidence_interval()
+    row = next(row for row in accuracies[2] if row[0] == "quantum")
+    assert row[1:4] == [6, f"{reached.mean():.4f}", f"{reached.std(ddof=1):.4f}"]
+    assert row[4:] == [f"{low:.4f} to {high:.4f}", f"{losses.mean():.4f}", f"{losses.std(ddof=1):.4f}"]
+    test = stats.ttest_1samp(differences, 0)
+    low, high = 100 * np.array(test.confidence_interval())
+    sums = np.array(list(itertools.product((-1, 1), repeat=6))) @ differences
+    flips = (np.abs(sums) >= differences.sum() - 1e-12).mean()
+    equal = max(
+        stats.ttest_1samp(differences, -0.01, alternative="greater").pvalue,
+        stats.ttest_1samp(differences, 0.01, alternative="less").pvalue,
+    )
+    (row,) = comparisons[2]
+    assert row[1:6] == ["quantum", "classical", 6, f"{100 * differences.mean():+.2f}", f"{low:+.2f} to {high:+.2f}"]
+    assert row[6:9] == [f"{p:.3f}" for p in (test.pvalue, flips, equal)] and row[-1] == "undecided"
 
 
 def test_many_comparisons_of_too_few_seeds_are_one_sentence(tmp_path):

@@ -117,6 +117,18 @@ def test_gain_over_equal_is_the_one_reported(name, shots):
     assert usage["allocation_gain"] is None
 
 
+def test_gain_with_one_scale_for_the_tensor_is_that_of_its_variances():
+    """Near 1: all groups are nearly as noisy. With `product` the variance of each weight is s^2 - g^2."""
+    gradient, backend = uneven_gradient(600), AerBackend(qc.build_ansatz("product", 3, PHI))
+    flags = ["--circuit", "product", "--num_qubits", "3", "--shots", "100", "--shot_allocation", "optimal"]
+    settings = config.load([*flags, "--normalization", "tensor"])
+    _, usage = train.measure_gradients({"w": gradient}, backend, settings, 1, 1.0)
+    groups = qc.as_groups(gradient, 3).numpy()
+    variance = (gradient.abs().max().item() ** 2 - groups**2).sum(axis=1)
+    gain = len(groups) * variance.sum() / np.sqrt(variance).sum() ** 2
+    assert 1 < gain < 1.5 and usage["allocation_gain"] == pytest.approx(gain, rel=1e-3)
+
+
 def test_the_gain_of_several_weights_is_that_of_their_noise_together():
     backend = AerBackend(qc.build_ansatz("product", 3, PHI))
     flat = torch.randn(900, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -70,6 +70,13 @@ def test_bad_studies_are_refused(flags, message):
         config.load(["--shots", "10,20"])
 
 
+def test_a_study_on_real_hardware_is_refused(tiny_flags, tmp_path):
+    flags = [*tiny_flags, "--backend", "ibm:x", "--max_qpu_seconds", "60"]
+    with pytest.raises(ValueError, match="a study on real hardware: must be one run at a time"):
+        run_training([*flags, "--seeds", "0,1"])
+    assert not (tmp_path / "results").exists()
+
+
 def test_identity_counts_what_counts_under_the_rule():
     def same(one, other):
         return run_folder.identity(config.load(one)) == run_folder.identity(config.load(other))
@@ -85,6 +92,19 @@ def test_identity_counts_what_counts_under_the_rule():
     assert not same(["--num_epochs", "1"], ["--num_epochs", "2"])
     assert same(["--results_dir", "a"], ["--results_dir", "b"])
     assert not same(["--update_rule", "classical", "--learning_rate", "1"], ["--update_rule", "classical"])
+
+
+WITHOUT_EFFECT = {"results_dir", "sample_sentences", "embedded_learning_rate", "update_rules", "seeds"}
+WITHOUT_EFFECT |= {"max_qpu_seconds", "dry_run", "checkpoint_every", "eval_every"}
+
+
+@pytest.mark.parametrize("name", config.Settings._fields)
+def test_identity_leaves_out_only_what_changes_no_result(name):
+    """With a rule and a backend that use every setting."""
+    settings = config.load(["--backend", "generic:5"])._asdict()
+    other = settings | {name: "independent" if name == "update_rule" else "something else"}
+    same = config.settings_that_affect_result(settings) == config.settings_that_affect_result(other)
+    assert same == (name in WITHOUT_EFFECT)
 
 
 @pytest.mark.parametrize("name", ["embedded", "./some/file.tsv"])

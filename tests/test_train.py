@@ -8,6 +8,7 @@ import re
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -152,17 +153,29 @@ def test_classical_training_matches_a_plain_torch_loop(tiny_flags, tmp_path, rat
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     torch.manual_seed(settings.seed)
     model.train()
-    order = train.shuffled(12, settings.seed, 1)
+    order, expected = train.shuffled(12, settings.seed, 1), []
     for step, batch in enumerate([order[0:4], order[4:8], order[8:12]]):
         examples = [data.train[index] for index in batch]
         inputs = tokenizer([e.text for e in examples], padding=True, return_tensors="pt")
-        loss = model(**inputs, labels=torch.tensor([e.label for e in examples])).loss
+        labels = torch.tensor([e.label for e in examples])
+        outputs = model(**inputs, labels=labels)
         optimizer.zero_grad()
-        loss.backward()
+        outputs.loss.backward()
         optimizer.param_groups[0]["lr"] = rate * (1 - step / 3)
         optimizer.step()
+        correct = (outputs.logits.argmax(dim=1) == labels).double().mean()
+        expected.append([outputs.loss.item(), correct.item(), rate * (1 - step / 3)])
     for name, weight in model.named_parameters():
         torch.testing.assert_close(end[name], weight.detach(), rtol=1e-6, atol=1e-8)
+    *_, evaluation = rows = metric_rows(only_run(tmp_path / "results"))
+    recorded = [[float(row[name]) for name in ("loss", "accuracy", "learning_rate")] for row in rows if row["loss"]]
+    np.testing.assert_allclose(recorded, expected, rtol=1e-5)
+    inputs = tokenizer([e.text for e in data.evaluation], padding=True, return_tensors="pt")
+    labels = torch.tensor([e.label for e in data.evaluation])
+    outputs = model.eval()(**inputs, labels=labels)
+    correct = (outputs.logits.argmax(dim=1) == labels).double().mean()
+    assert float(evaluation["eval_loss"]) == pytest.approx(outputs.loss.item(), rel=1e-5)
+    assert float(evaluation["eval_accuracy"]) == pytest.approx(correct.item())
 
 
 def test_batches_cover_every_example_once_in_an_order_of_their_own():
