@@ -211,6 +211,7 @@ def test_questions_name_settings_that_exist(name):
     for arm in [*script.QUESTION["primary"], *(arm for pair in script.QUESTION["secondary"] for arm in pair)]:
         assert config.load(lanes.flags_of(arm))
     config.load(lanes.flags_of(getattr(script, "COMMON", {})))
+    assert read_json(ROOT / "results" / "reference" / name / "question.json") == json.loads(json.dumps(script.QUESTION))
 
 
 def test_the_grid_of_rates_goes_on_where_its_largest_is_best(monkeypatch):
