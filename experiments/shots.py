@@ -4,8 +4,8 @@ Word order, as in word_order.py: all-MiniLM-L6-v2, attention of the first two la
 Circuits `graph` and `product` at 1 to 1000 shots; `independent` (the counts of `graph`, each drawn by itself) at 1 and
 10; SHOT_ALLOCATION = "optimal" with `product` at means of 0.1 to 3; NORMALIZATION = "tensor" with `graph`. Everything
 but `tensor` passes one classical number, max |g|, for every group of 5 weights. Seeds 0-9 for `classical`, `frozen`,
-the primary comparison and 1 shot of `graph`, 0-5 for most other points of 1, 10 and 1000 shots: the fewest that can
-enter a Holm family; 0-4 for the rest. (Planned were 10 seeds at 1, 10 and 1000 shots: changed for want of time, when
+the primary comparison and 1 shot of `graph`, 0-5 for most other points of 1, 10 and 1000 shots and 100 of `graph`: the
+fewest that can enter a Holm family; 0-4 for the rest. (Planned were 10 seeds at 1, 10 and 1000 shots: changed for want of time, when
 most had three.)
 
 LEARNING_RATE is chosen once for each level of noise, on the grid of word_order.py and seeds 100-102, with one arm of
