@@ -5,8 +5,8 @@ Circuits `graph` and `product` at 1 to 1000 shots; `independent` (the counts of 
 10; SHOT_ALLOCATION = "optimal" with `product` at means of 0.1 to 3; NORMALIZATION = "tensor" with `graph`. Everything
 but `tensor` passes one classical number, max |g|, for every group of 5 weights. Seeds 0-9 for `classical`, `frozen`,
 the primary comparison and 1 shot of `graph`, 0-5 for most other points of 1, 10 and 1000 shots and 100 of `graph`: the
-fewest that can enter a Holm family; 0-4 for the rest. (Planned were 10 seeds at 1, 10 and 1000 shots: changed for want of time, when
-most had three.)
+fewest that can enter a Holm family; 0-4 for the rest. (Planned were 10 seeds at 1, 10 and 1000 shots: changed for want
+of time, when most had three.)
 
 LEARNING_RATE is chosen once for each level of noise, on the grid of word_order.py and seeds 100-102, with one arm of
 the level, see LEVELS: relative noise a / S of 1 to 5, of 7 to 20, and above. Below 1 it is the rate of `classical`.
